@@ -1,0 +1,1 @@
+"""Platforms that VMs are read from. `base` says what each connector promises."""
