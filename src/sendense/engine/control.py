@@ -1,0 +1,47 @@
+"""How somebody outside stops a transfer.
+
+A transfer asks `check` in every loop and in every wait, at least every `POLL_SECONDS`.
+"""
+
+import threading
+from collections.abc import Callable
+
+from sendense.core.errors import Cancelled
+
+POLL_SECONDS = 0.25  # cancelling must work within 2 s in every phase; eight tries in that time
+
+
+class Control:
+    """The stop button of one transfer; safe to use from any thread.
+
+    `guard` is called by every `check` as well, and whatever it raises stops the transfer: a worker
+    asks there whether it still holds its lease. It must be quick and safe to call from any thread.
+    """
+
+    def __init__(self, guard: Callable[[], None] | None = None) -> None:
+        self._guard = guard
+        self._stopped = threading.Event()
+        self._reason = ""
+
+    def cancel(self, reason: str = "the job was cancelled") -> None:
+        """Ask the transfer to stop. The first reason stays; returns at once."""
+        if not self._stopped.is_set():
+            self._reason = reason
+            self._stopped.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._stopped.is_set()
+
+    def check(self) -> None:
+        """Raise Cancelled where somebody cancelled, or what the guard raises."""
+        if self._stopped.is_set():
+            raise Cancelled(self._reason)
+        if self._guard is not None:
+            self._guard()
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but no longer than until somebody cancels; then raise Cancelled."""
+        self._stopped.wait(seconds)
+        self.check()
