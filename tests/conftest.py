@@ -1,0 +1,107 @@
+"""What every test may rely on: printed seeds, `--long`, and the coverage gates.
+
+One seed drives hypothesis and every test that asks for `seed`; it is printed in the header, and
+`--seed N` repeats a run.
+"""
+
+import io
+import random
+import tomllib
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED_MAX = 2**32 - 1  # fits what every generator here takes
+LONG_EXAMPLES = 2000  # minutes instead of seconds for the whole property suite
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that the justfile's recipes pass through."""
+    group = parser.getgroup("sendense")
+    group.addoption("--long", action="store_true", help="run the same suites deeper")
+    group.addoption("--seed", type=int, default=None, help="repeat a run's randomness")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the seed before hypothesis reads its own option."""
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randint(0, SEED_MAX)
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(config.option.seed)
+    hypothesis.settings.register_profile("quick", deadline=None, print_blob=True)
+    hypothesis.settings.register_profile(
+        "long", deadline=None, print_blob=True, max_examples=LONG_EXAMPLES
+    )
+    hypothesis.settings.load_profile("long" if config.option.long else "quick")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed, so that any failure can be repeated."""
+    depth = "long" if config.option.long else "quick"
+    return f"seed: {config.option.seed} (repeat with --seed {config.option.seed}), depth: {depth}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the run's seed, for tests that make their own random data."""
+    return int(request.config.option.seed)
+
+
+@pytest.fixture
+def long_run(request: pytest.FixtureRequest) -> bool:
+    """Whether to look deeper than a quick run does."""
+    return bool(request.config.option.long)
+
+
+def _is_whole_run(config: pytest.Config) -> bool:
+    option = config.option
+    chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    narrowed = option.keyword or option.markexpr or option.lf or option.deselect or option.ignore
+    return not (chosen or narrowed or option.collectonly)
+
+
+def _list_missed_gates(config: pytest.Config) -> list[str]:
+    """Return a line per package whose coverage fell below its gate in pyproject.toml."""
+    controller = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    if controller is None or not _is_whole_run(config):
+        return []
+    gates = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sendense"]["coverage"]
+    missed = []
+    for package, gate in gates.items():
+        text = io.StringIO()
+        reached = controller.cov.report(
+            include=[str(ROOT / "src" / "sendense" / package / "*")],
+            file=text,
+            show_missing=True,
+            skip_covered=True,
+        )
+        if reached < gate:
+            missed.append(
+                f"{package}: {reached:.1f} % covered, the gate is {gate} %\n{text.getvalue()}"
+            )
+    return missed
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a whole run, measured with `--cov`, in which a finished package lost coverage."""
+    if session.exitstatus == pytest.ExitCode.OK:
+        missed = _list_missed_gates(session.config)
+        session.config.stash[_MISSED] = missed
+        if missed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_MISSED = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which gates were missed, above pytest's closing line."""
+    missed = terminalreporter.config.stash.get(_MISSED, [])
+    if missed:
+        terminalreporter.section("coverage gates missed", red=True)
+        for line in missed:
+            terminalreporter.write_line(line)
