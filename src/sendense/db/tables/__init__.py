@@ -14,6 +14,7 @@ from sendense.db.tables.restores import RestoreRow
 from sendense.db.tables.sources import SourceRow
 from sendense.db.tables.vm_contexts import VmRow
 from sendense.db.tables.vm_disks import DiskRow
+from sendense.db.tables.workers import TakeOverRow, WorkerRow
 
 __all__ = [
     "BackupDiskRow",
@@ -25,5 +26,7 @@ __all__ = [
     "RepositoryRow",
     "RestoreRow",
     "SourceRow",
+    "TakeOverRow",
     "VmRow",
+    "WorkerRow",
 ]

@@ -1,0 +1,122 @@
+"""The engine inside a worker: registers workflows, takes them from the queues, runs them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+
+from sendense.core.errors import SendenseError
+from sendense.durable import logs, schema
+from sendense.durable.client import migrate
+from sendense.durable.definition import Workflow
+from sendense.durable.flow import Flow, Hooks
+
+ContextT = TypeVar("ContextT")
+
+_log = logging.getLogger(__name__)
+
+# The engine's own count of recoveries never decides: the sweep counts take-overs and gives up
+# with a clean-up, where the engine would just stop.
+_RECOVERY_ATTEMPTS_MAX = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How one worker runs workflows.
+
+    Attributes:
+        url: the engine's database; SQLite on one machine, PostgreSQL beyond it.
+        executor_id: unique for each start of a worker; two with one id would re-run each other's
+            jobs.
+        poll_seconds: how long a queued workflow waits for an idle worker at most.
+        jobs_at_once_max: jobs that may run in this worker; they mostly wait for transfers.
+        transfers_at_once_max: disks this worker copies at a time.
+        transfers_per_partition_max: disks copied at a time from one source, by all workers
+            (vSphere bears about four per host).
+    """
+
+    url: str
+    executor_id: str
+    poll_seconds: float = 0.25
+    jobs_at_once_max: int = 16
+    transfers_at_once_max: int = 4
+    transfers_per_partition_max: int = 4
+
+
+class Engine(Generic[ContextT]):
+    """Runs workflows in this process. One at a time per process: DBOS keeps global state."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        workflows: Sequence[Workflow[ContextT]],
+        context: ContextT,
+        hooks: Hooks,
+    ) -> None:
+        self._settings = settings
+        self._workflows = workflows
+        self._context = context
+        self._hooks = hooks
+
+    def launch(self) -> None:
+        """Start taking workflows. The lease must be held before: the sweep looks for it."""
+        logs.quieten()
+        migrate(self._settings.url)
+        config: DBOSConfig = {
+            "name": schema.APPLICATION,
+            "system_database_url": self._settings.url,
+            "application_version": schema.VERSION,
+            "executor_id": self._settings.executor_id,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "WARNING",
+            "enable_otlp": False,
+            # Waiting parents hold a thread each: a bound would be a deadlock.
+            "max_executor_threads": None,
+        }
+        DBOS(config=config)
+        for workflow in self._workflows:
+            DBOS.workflow(name=workflow.name, max_recovery_attempts=_RECOVERY_ATTEMPTS_MAX)(
+                self._entry(workflow)
+            )
+        DBOS.launch()
+        DBOS.register_queue(
+            schema.JOBS,
+            worker_concurrency=self._settings.jobs_at_once_max,
+            polling_interval_sec=self._settings.poll_seconds,
+            on_conflict="always_update",
+        )
+        DBOS.register_queue(
+            schema.TRANSFERS,
+            worker_concurrency=self._settings.transfers_at_once_max,
+            partition_concurrency=self._settings.transfers_per_partition_max,
+            polling_interval_sec=self._settings.poll_seconds,
+            on_conflict="always_update",
+        )
+
+    def stop(self, *, wait_seconds: int) -> None:
+        """Take no more workflows, and give the running ones some time to end.
+
+        What still runs afterwards stays as it is in the database; after this process has ended
+        another worker goes on with it.
+        """
+        DBOS.destroy(workflow_completion_timeout_sec=wait_seconds, destroy_registry=True)
+
+    def _entry(self, workflow: Workflow[ContextT]) -> Callable[..., Any]:
+        """Return the function that DBOS calls: it only adds the flow to the arguments."""
+
+        def run(*args: Any) -> Any:
+            workflow_id = DBOS.workflow_id
+            assert workflow_id is not None, "DBOS calls this only inside a workflow"
+            try:
+                return workflow.function(Flow(self._context, workflow_id, self._hooks), *args)
+            except SendenseError as error:
+                _log.info("%s %s failed: %s", workflow.name, workflow_id, error.message)
+                raise
+            except Exception:
+                _log.exception("%s %s is broken", workflow.name, workflow_id)
+                raise
+
+        run.__qualname__ = run.__name__ = workflow.name
+        return run

@@ -1,0 +1,106 @@
+"""What a running workflow may do: run a step, start a child."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from dbos import DBOS, PortableWorkflowError
+
+from sendense.core.errors import NoSpace, SendenseError, Unavailable
+from sendense.durable import failure, schema
+from sendense.durable.definition import Retry, Step, Workflow
+
+ContextT = TypeVar("ContextT")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the engine asks its owner.
+
+    Attributes:
+        check_lease: called before each step; does not return where this process has lost its
+            lease, since another one may already be running the same step.
+        pause: waits between attempts, by job id and seconds; raises Cancelled for a job that
+            somebody cancelled when the third argument, cancellable, is true.
+    """
+
+    check_lease: Callable[[], None]
+    pause: Callable[[str, float, bool], None]
+
+
+class Flow(Generic[ContextT]):
+    """The handle that a workflow function gets as its first argument.
+
+    Every failed step raises a SendenseError, the same one in the first run and in a replay. What
+    the engine itself raises to end a workflow that it no longer owns is no SendenseError: a
+    workflow compensates in `except SendenseError` and never more widely.
+    """
+
+    def __init__(self, context: ContextT, workflow_id: str, hooks: Hooks) -> None:
+        self._context = context
+        self._hooks = hooks
+        self.workflow_id = workflow_id
+        self.job_id = schema.job_id_of(workflow_id)
+
+    def run(self, step: Step[ContextT, P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a step once and for all; in a replay return what it returned, or raise again."""
+
+        def call() -> Any:
+            try:
+                return self._attempt(
+                    step.retry, lambda: step.function(self._context, *args, **kwargs)
+                )
+            except SendenseError as error:
+                _log.info("step %s of %s: %s", step.name, self.workflow_id, error.message)
+                raise failure.to_portable(error) from error
+            except Exception as error:
+                _log.exception("step %s of %s is broken", step.name, self.workflow_id)
+                raise failure.to_portable(error) from error
+
+        try:
+            result: R = DBOS.run_step({"name": step.name}, call)
+        except PortableWorkflowError as error:
+            raise failure.from_portable(error) from None
+        return result
+
+    def start(
+        self, child: Workflow[ContextT], suffix: str, *args: Any, priority: int, partition: str
+    ) -> str:
+        """Start a child of this workflow in the queue of transfers and return its id.
+
+        The id is this workflow's plus the suffix: a replay finds the child it started before.
+        `partition` names what bounds how many run at once, e.g. the source.
+        """
+        child_id = f"{self.workflow_id}/{suffix}"
+        DBOS.enqueue_workflow_with_options(
+            {
+                "workflow_name": child.name,
+                "queue_name": schema.TRANSFERS,
+                "workflow_id": child_id,
+                "app_version": schema.VERSION,
+                "priority": priority,
+                "queue_partition_key": partition,
+            },
+            *args,
+        )
+        return child_id
+
+    def _attempt(self, retry: Retry, call: Callable[[], Any]) -> Any:
+        attempt = 1
+        while True:
+            self._hooks.check_lease()
+            try:
+                # Through JSON and back, so that the first run sees what a replay would see.
+                return json.loads(json.dumps(call()))
+            except Unavailable as error:
+                if isinstance(error, NoSpace) or attempt >= retry.attempts_max:
+                    raise
+                _log.info("attempt %d of %s failed: %s", attempt, self.workflow_id, error.message)
+            self._hooks.pause(self.job_id, retry.wait_seconds(attempt), retry.cancellable)
+            attempt += 1
