@@ -1,0 +1,49 @@
+"""Arguments may be names or ids; here a name becomes the id the API wants."""
+
+from typing import Any
+
+from sendense.cli.client import Api
+from sendense.cli.failure import ExitCode, Failure
+
+_NOUNS = {"sources": "source", "vms": "VM", "repositories": "repository"}
+_ID_FIELDS = {"sources": "source_id", "vms": "vm_id", "repositories": "repository_id"}
+
+
+def id_of(noun: str, entry: dict[str, Any]) -> str:
+    """Return the id of an entry of a collection."""
+    return str(entry.get("id") or entry.get(_ID_FIELDS[noun]) or "")
+
+
+def find_id(api: Api, noun: str, name_or_id: str) -> str:
+    """Return the id of a source, VM or repository given by id or by its exact name.
+
+    Raises Failure: not found, or a conflict that lists the candidates of an ambiguous name. An id
+    wins over a name.
+    """
+    named = []
+    for entry in api.list_all(noun):
+        if id_of(noun, entry) == name_or_id:
+            return name_or_id
+        if entry.get("name") == name_or_id:
+            named.append(entry)
+    if not named:
+        raise Failure(
+            f"{_NOUNS[noun]} {name_or_id} is not known to the server",
+            ExitCode.NOT_FOUND,
+            hint=f"`sendense {_command(noun)} list` shows what there is",
+        )
+    if len(named) > 1:
+        raise Failure(
+            f"{_NOUNS[noun]} name {name_or_id} is ambiguous: {len(named)} have it",
+            ExitCode.CONFLICT,
+            hint="give the id instead",
+            candidates=tuple(
+                f"{id_of(noun, entry)} ({entry.get('path') or entry.get('source_id') or ''})"
+                for entry in named
+            ),
+        )
+    return id_of(noun, named[0])
+
+
+def _command(noun: str) -> str:
+    return {"sources": "source", "vms": "vm", "repositories": "repository"}[noun]

@@ -1,0 +1,107 @@
+"""The program `sendense`: its groups of commands, and the way out."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+import sendense
+from sendense.cli import backup, doctor, job, repository, restore, source, vm
+from sendense.cli.failure import ExitCode, usage
+from sendense.cli.output import Output
+
+app = typer.Typer(
+    name="sendense",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Back up virtual machines without an agent, and get them back.",
+    epilog="Exit status: 0 done, 1 failed job, 2 usage, 3 not found, 4 conflict, 5 denied, "
+    "6 unavailable, 7 corrupt, 130 interrupted.",
+)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - the signature Typer calls
+    if wanted:
+        typer.echo(f"sendense {sendense.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Back up virtual machines without an agent, and get them back."""
+
+
+for _group in (source, vm, repository, backup, restore, job):
+    app.add_typer(_group.app)
+doctor.register(app)
+
+
+def _register_servers() -> None:
+    for name in ("serve", "worker"):
+        if find_spec(f"sendense.cli.{name}") is None:
+            continue
+        module = import_module(f"sendense.cli.{name}")
+        app.command(name)(getattr(module, name))
+
+
+_register_servers()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of other scripts must not end a command where the terminal cannot show them.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # never detached here
+    try:
+        status = _run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us has gone (`| head`). Nothing can be said; the exit must not try again.
+        _discard_output()
+        status = ExitCode.BROKEN_PIPE
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        status = app(arguments, prog_name="sendense", standalone_mode=False)
+    except typer.TyperException as error:
+        return _refuse(arguments, error)
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return status if isinstance(status, int) else ExitCode.DONE
+
+
+def _refuse(arguments: list[str], error: typer.TyperException) -> int:
+    """Report arguments that no command takes."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "sendense"
+    message = error.format_message().rstrip(".")
+    if not message:  # a group without a command has printed its help
+        return ExitCode.USAGE
+    problem = usage(message[:1].lower() + message[1:], hint=f"see `{path} --help`")
+    Output(as_json="--json" in arguments).fail(problem)
+    return problem.code
+
+
+def _discard_output() -> None:
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

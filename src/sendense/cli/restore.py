@@ -1,0 +1,167 @@
+"""`sendense restore`: bringing a disk of a backup back."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sendense.cli import text, waiting
+from sendense.cli.command import Session, command, group
+from sendense.cli.output import Column
+
+app = group("restore", "Restores of backed-up disks.")
+
+RestoreArgument = Annotated[str, typer.Argument(metavar="RESTORE", help="Id of the restore.")]
+
+
+class DiskFormat(StrEnum):
+    """Formats of a restored file."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+FormatOption = Annotated[DiskFormat, typer.Option("--format", help="Format of the file.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the file if there is one.")
+]
+DiskOption = Annotated[int, typer.Option("--disk", min=0, metavar="N", help="Which disk: 0, 1, …")]
+
+
+@command(
+    app,
+    "start",
+    examples=[
+        "sendense restore start backup-web1-20260101t000000z-ab12 --disk 0 --to /srv/web1.raw",
+        (
+            "sendense restore start backup-web1-20260101t000000z-ab12 --disk 0 --to /srv/web1.qcow2 "
+            "--format qcow2 --overwrite"
+        ),
+    ],
+)
+def start(  # noqa: PLR0913 - a command's options are its parameters
+    session: Session,
+    backup: Annotated[str, typer.Argument(metavar="BACKUP", help="Id of the backup.")],
+    disk: DiskOption,
+    to: Annotated[
+        Path,
+        typer.Option("--to", metavar="FILE", help="The file to write, on the server's machine."),
+    ],
+    file_format: FormatOption = DiskFormat.RAW,
+    *,
+    overwrite: OverwriteOption = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return once the job is started.")
+    ] = False,
+) -> None:
+    """Write a disk of a backup to a file, and wait until it is done.
+
+    The file lies on the server's machine, in its data directory or one it allows. Ctrl-C stops the
+    waiting, not the restore.
+    """
+    target = {"type": "file", "path": str(to.absolute()), "format": file_format}
+    body = {"backup_id": backup, "disk_id": disk, "target": target, "overwrite": overwrite}
+    answer = session.api.start("restores", body=body)
+    restore_id, job_id = str(answer.data["restore_id"]), str(answer.data["job_id"])
+    if no_wait:
+        if session.output.as_json:
+            session.output.json(answer.text)
+        else:
+            session.output.line(f"restore {restore_id} started")
+            session.output.note(f"watch it: sendense job watch {job_id}")
+        return
+    ended = waiting.wait_for_job(session, job_id)
+    if session.output.as_json:
+        session.output.json(ended.body)
+    waiting.check_completed(ended)
+    if not session.output.as_json:
+        data = ended.subject.data if ended.subject else {}
+        took = text.between(data.get("started_at"), data.get("completed_at"))
+        took = "" if took == text.MISSING else f" in {took}"
+        session.output.line(f"restore {restore_id} completed{took}: {to.absolute()}")
+
+
+@command(app, "list", examples=["sendense restore list"])
+def list_restores(
+    session: Session,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
+) -> None:
+    """List restores."""
+    answer = session.api.get("restores", limit=limit, offset=offset)
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    entries = answer.data["restores"]
+    if not entries:
+        session.output.note("no restores")
+        return
+    session.output.table(
+        [
+            Column("CREATED (UTC)"),
+            Column("STATUS"),
+            Column("TO"),
+            Column("BACKUP"),
+            Column("RESTORE"),
+        ],
+        [
+            (
+                text.moment(entry.get("created_at")),
+                entry.get("status"),
+                _target(entry),
+                entry.get("backup_id"),
+                _restore_id(entry),
+            )
+            for entry in entries
+        ],
+    )
+    session.output.shown(len(entries), answer.data)
+
+
+@command(app, "show", examples=["sendense restore show restore-0123456789abcdef"])
+def show(session: Session, restore: RestoreArgument) -> None:
+    """Show one restore."""
+    answer = session.api.get("restores", restore)
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    data = answer.data
+    message, hint = waiting.read_error(data.get("error"))
+    session.output.facts(
+        [
+            ("Restore", _restore_id(data)),
+            ("Backup", data.get("backup_id")),
+            ("Disk", data.get("disk_id")),
+            ("To", _target(data)),
+            ("Status", data.get("status")),
+            ("Error", message),
+            ("Hint", hint),
+            ("Progress", text.percent(data.get("progress_percent"))),
+            ("Written", text.size(data.get("bytes_written"))),
+            ("Created", text.moment(data.get("created_at"))),
+            ("Took", text.between(data.get("started_at"), data.get("completed_at"))),
+            ("Job", data.get("job_id")),
+        ]
+    )
+
+
+@command(app, "cancel", examples=["sendense restore cancel restore-0123456789abcdef"])
+def cancel(session: Session, restore: RestoreArgument) -> None:
+    """Stop a restore that waits or runs; no half file is left."""
+    answer = session.api.post("restores", restore, "cancel")
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    session.output.line(f"restore {restore} is being cancelled")
+
+
+def _restore_id(restore: dict[str, Any]) -> str:
+    return str(restore.get("restore_id") or restore.get("id"))
+
+
+def _target(restore: dict[str, Any]) -> str:
+    target = restore.get("target")
+    if isinstance(target, dict):
+        return f"{target.get('path')} ({target.get('format')})"
+    return str(restore.get("target_path") or text.MISSING)

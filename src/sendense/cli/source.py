@@ -1,0 +1,287 @@
+"""`sendense source`: the platforms VMs are read from."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sendense.cli import lookup, text, waiting
+from sendense.cli.command import Session, command, group
+from sendense.cli.failure import usage
+from sendense.cli.output import Column
+
+app = group("source", "The platforms that VMs are read from.")
+
+_CONFIG_BYTES_MAX = 1024 * 1024  # a thousand VMs by hand; more is a mistake
+
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help="Name or id of the source.")]
+TypeOption = Annotated[
+    str, typer.Option("--type", help="image or qemu: what kind of platform this is.")
+]
+VmOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vm",
+        metavar="NAME=…",
+        help="A VM: image NAME=DISK[,DISK…], qemu NAME=QMP_SOCKET[,AGENT_SOCKET]. Repeatable.",
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", help="The type's configuration as JSON; - reads stdin."
+    ),
+]
+
+
+@command(
+    app,
+    "add",
+    examples=[
+        "sendense source add lab --type image --vm web1=/srv/web1.qcow2,/srv/web1-data.raw",
+        "sendense source add kvm1 --type qemu --vm db1=/run/db1.qmp,/run/db1.agent",
+        "sendense source add lab --type image --config vms.json",
+    ],
+)
+def add(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="A name of your choice.")],
+    kind: TypeOption,
+    vm: VmOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Register a source."""
+    body = {"name": name, "type": kind, "config": _read_config(kind, vm, config)}
+    answer = session.api.post("sources", body=body)
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    session.output.line(f"source {name} added: {lookup.id_of('sources', answer.data)}")
+    session.output.note(f"next: sendense source discover {name}")
+
+
+@command(
+    app,
+    "test",
+    examples=[
+        "sendense source test lab",
+        "sendense source test --type image --vm web1=/srv/web1.qcow2",
+    ],
+)
+def test_source(
+    session: Session,
+    source: Annotated[
+        str | None, typer.Argument(help="Name or id; left out, a configuration is tested unsaved.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Type of the configuration to test unsaved.")
+    ] = None,
+    vm: VmOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Ask whether a source answers, before or after it is saved."""
+    if source is not None:
+        if kind or vm or config:
+            raise usage("give a source, or a type with its configuration, not both")
+        path = ("sources", lookup.find_id(session.api, "sources", source), "test")
+        answer = session.api.post(*path)
+    else:
+        if kind is None:
+            raise usage("give a source's name, or --type with --vm or --config")
+        body = {"name": "test", "type": kind, "config": _read_config(kind, vm, config)}
+        answer = session.api.post("sources", "test", body=body)
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    said = next(
+        (answer.data[key] for key in ("message", "detail", "answer") if answer.data.get(key)), ""
+    )
+    session.output.line(f"it answers: {said}" if said else "it answers")
+
+
+@command(app, "list", examples=["sendense source list", "sendense source list --json"])
+def list_sources(session: Session) -> None:
+    """List the sources."""
+    answer = session.api.get("sources")
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    entries = answer.data["sources"]
+    if not entries:
+        session.output.note("no sources yet; add one by `sendense source add`")
+        return
+    session.output.table(
+        [Column("NAME"), Column("TYPE"), Column("ID"), Column("DISCOVERED (UTC)")],
+        [
+            (
+                entry.get("name"),
+                entry.get("type"),
+                lookup.id_of("sources", entry),
+                text.moment(entry.get("last_discovered_at") or entry.get("discovered_at")),
+            )
+            for entry in entries
+        ],
+    )
+
+
+@command(app, "show", examples=["sendense source show lab"])
+def show(session: Session, source: SourceArgument) -> None:
+    """Show one source with its configuration."""
+    answer = session.api.get("sources", lookup.find_id(session.api, "sources", source))
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    _print_source(session, answer.data)
+
+
+@command(
+    app,
+    "update",
+    examples=[
+        "sendense source update lab --name laboratory",
+        "sendense source update lab --config vms.json",
+    ],
+)
+def update(
+    session: Session,
+    source: SourceArgument,
+    name: Annotated[str | None, typer.Option(help="The new name.")] = None,
+    vm: VmOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Change a source's name or its whole configuration."""
+    source_id = lookup.find_id(session.api, "sources", source)
+    body: dict[str, Any] = {}
+    if name is not None:
+        body["name"] = name
+    if vm or config:
+        kind = session.api.get("sources", source_id).data.get("type", "")
+        body["config"] = _read_config(kind, vm, config)
+    if not body:
+        raise usage("nothing to change; give --name, --vm or --config")
+    answer = session.api.patch("sources", source_id, body=body)
+    if session.output.as_json:
+        session.output.json(answer.text)
+        return
+    _print_source(session, answer.data)
+
+
+@command(app, "remove", examples=["sendense source remove lab", "sendense source remove lab --yes"])
+def remove(
+    session: Session,
+    source: SourceArgument,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Forget a source. Its backups stay in their repositories."""
+    source_id = lookup.find_id(session.api, "sources", source)
+    session.output.confirm(f"Forget source {source}?", yes=yes)
+    answer = session.api.delete("sources", source_id)
+    if session.output.as_json:
+        if answer.text:
+            session.output.json(answer.text)
+        return
+    session.output.line(f"source {source} removed")
+
+
+@command(
+    app,
+    "discover",
+    examples=["sendense source discover lab", "sendense source discover lab --no-wait --json"],
+)
+def discover(
+    session: Session,
+    source: SourceArgument,
+    *,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return once the job is started.")
+    ] = False,
+) -> None:
+    """Read a source's VMs and disks into the catalog, and wait until it is done."""
+    source_id = lookup.find_id(session.api, "sources", source)
+    answer = session.api.start("sources", source_id, "discover")
+    job_id = str(answer.data["job_id"])
+    if no_wait:
+        if session.output.as_json:
+            session.output.json(answer.text)
+        else:
+            session.output.line(f"job {job_id} started")
+            session.output.note(f"watch it: sendense job watch {job_id}")
+        return
+    ended = waiting.wait_for_job(session, job_id)
+    if session.output.as_json:
+        session.output.json(ended.body)
+    waiting.check_completed(ended)
+    if not session.output.as_json:
+        found = session.api.get("vms", source_id=source_id, limit=1).data.get("total", 0)
+        session.output.line(f"source {source} discovered: {found} VM{'' if found == 1 else 's'}")
+        session.output.note("see them: sendense vm list")
+
+
+def _print_source(session: Session, source: dict[str, Any]) -> None:
+    session.output.facts(
+        [
+            ("Name", source.get("name")),
+            ("Id", lookup.id_of("sources", source)),
+            ("Type", source.get("type")),
+            ("Created", text.moment(source.get("created_at"))),
+            ("Configuration", json.dumps(source.get("config"), ensure_ascii=False)),
+        ]
+    )
+
+
+def _read_config(kind: str, vms: list[str] | None, config: str | None) -> dict[str, Any]:
+    """Return a type's configuration from `--vm` options or a file. Raises a usage failure."""
+    if bool(vms) == (config is not None):
+        raise usage("give the configuration by --vm or by --config, one of them")
+    if config is not None:
+        return _read_config_file(config)
+    if kind == "image":
+        return {"vms": [_parse_image_vm(value) for value in vms or []]}
+    if kind == "qemu":
+        return {"vms": [_parse_qemu_vm(value) for value in vms or []]}
+    raise usage(f"--vm is for the types image and qemu; type {kind} takes --config FILE")
+
+
+def _read_config_file(name: str) -> dict[str, Any]:
+    try:
+        if name == "-":
+            content = sys.stdin.buffer.read(_CONFIG_BYTES_MAX + 1)
+        else:
+            with Path(name).open("rb") as file:
+                content = file.read(_CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise usage(f"cannot read the configuration {name}: {error.strerror}") from error
+    if len(content) > _CONFIG_BYTES_MAX:
+        raise usage(f"the configuration {name} is larger than {text.size(_CONFIG_BYTES_MAX)}")
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise usage(f"the configuration {name} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise usage(f"the configuration {name} is not a JSON object")
+    return document
+
+
+def _split_vm(value: str) -> tuple[str, list[str]]:
+    name, separator, rest = value.partition("=")
+    parts = rest.split(",")
+    if not name or not separator or not all(parts):
+        raise usage(
+            f"--vm {value} is not NAME=PATH[,PATH…]", hint="for paths with commas use --config"
+        )
+    return name, [str(Path(part).absolute()) for part in parts]
+
+
+def _parse_image_vm(value: str) -> dict[str, Any]:
+    name, disks = _split_vm(value)
+    return {"name": name, "disks": disks}
+
+
+def _parse_qemu_vm(value: str) -> dict[str, Any]:
+    name, sockets = _split_vm(value)
+    if len(sockets) > 2:  # noqa: PLR2004 - a QMP socket and an agent socket
+        raise usage(f"--vm {value} names more than a QMP and an agent socket")
+    return {"name": name, "qmp": sockets[0], "agent": sockets[1] if len(sockets) > 1 else None}
