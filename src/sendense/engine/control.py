@@ -5,10 +5,13 @@ A transfer asks `check` in every loop and in every wait, at least every `POLL_SE
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from sendense.core.errors import Cancelled
 
 POLL_SECONDS = 0.25  # cancelling must work within 2 s in every phase; eight tries in that time
+
+_Result = TypeVar("_Result")
 
 
 class Control:
@@ -45,3 +48,29 @@ class Control:
         """Wait, but no longer than until somebody cancels; then raise Cancelled."""
         self._stopped.wait(seconds)
         self.check()
+
+    def run_apart(self, function: Callable[[], _Result], *, name: str) -> _Result:
+        """Call something that may block for long in a thread of its own, and wait for it.
+
+        Cancelling need not wait for it: then the thread is left behind, and ends when the function
+        returns or fails, which its caller should bring about by closing what it works on.
+        """
+        outcome: list[_Result] = []
+        failure: list[BaseException] = []
+        finished = threading.Event()
+
+        def call() -> None:
+            try:
+                outcome.append(function())
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                failure.append(error)
+            finally:
+                finished.set()
+
+        threading.Thread(target=call, name=name, daemon=True).start()
+        while not finished.wait(POLL_SECONDS):
+            self.check()
+        self.check()
+        if failure:
+            raise failure[0]
+        return outcome[0]

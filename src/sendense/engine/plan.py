@@ -10,13 +10,19 @@ from enum import StrEnum
 
 from sendense.connectors.base import DiskSnapshot, Tracking
 from sendense.core import units
+from sendense.repository.manifest import Mode
 
-
-class Mode(StrEnum):
-    """How a disk is read."""
-
-    FULL = "full"
-    INCREMENTAL = "incremental"
+__all__ = [
+    "INCREMENTAL",
+    "Decision",
+    "Mode",
+    "Parent",
+    "Reason",
+    "Wish",
+    "decide_mode",
+    "lost_tracking",
+    "sample_differed",
+]
 
 
 class Wish(StrEnum):

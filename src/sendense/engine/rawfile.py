@@ -1,0 +1,46 @@
+"""Writes a raw image: sparse, in place, durable before it gets its name."""
+
+import os
+from pathlib import Path
+
+from sendense.core.errors import Unavailable
+from sendense.engine.control import Control
+
+FILE_MODE = 0o600  # a disk holds all secrets of its guest
+
+
+class RawFile:
+    """A raw image being written. Close it whatever happens; `finish` makes it durable."""
+
+    def __init__(self, path: Path, *, size_bytes: int) -> None:
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._path = path
+        self._size_bytes = size_bytes
+        self._handle = os.open(path, flags, FILE_MODE)
+        try:
+            os.truncate(self._handle, size_bytes)
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write bytes at their place. Raises OSError."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._handle, view, offset)
+            offset += written
+            view = view[written:]
+
+    def finish(self, control: Control) -> None:
+        """Make all of it durable and check its length."""
+        control.run_apart(lambda: os.fsync(self._handle), name="sync-target")
+        found = os.fstat(self._handle).st_size
+        if found != self._size_bytes:
+            raise Unavailable(
+                f"{self._path} has {found} bytes after the restore, the disk {self._size_bytes}",
+                kind="target-failed",
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)

@@ -1,0 +1,156 @@
+"""Restores a disk of a backup to a file, raw or qcow2, whole or not at all.
+
+The file is written under a hidden name in the target's folder, synced, and only then given its
+name. Holes stay holes. Every chunk is verified by the reader before it is written.
+"""
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from sendense.core import extent
+from sendense.core.extent import Extent
+from sendense.engine import publish
+from sendense.engine.control import Control
+from sendense.engine.progress import Phase, Progress
+from sendense.engine.qcow2 import Qcow2File
+from sendense.engine.rawfile import RawFile
+
+READERS_MAX = 16  # ranged reads in flight: what a distant storage needs; a near one needs cores
+
+
+class Format(StrEnum):
+    """What kind of file to write."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+class Reader(Protocol):
+    """What a restore needs of a repository's disk reader."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the disk."""
+        ...
+
+    def list_extents(self) -> Iterator[Extent]:
+        """Yield extents that cover the disk in order; holes are `zero`."""
+        ...
+
+    def read_chunks(
+        self, extents: Iterable[Extent], *, threads: int
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, verified bytes) for all of the extents."""
+        ...
+
+
+class Target(Protocol):
+    """A file being written."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write bytes at their place."""
+        ...
+
+    def finish(self, control: Control) -> None:
+        """Make all of it durable and check its length."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds; the file stays."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """What to restore where.
+
+    Attributes:
+        path: the target; its folder exists, and it does not unless `overwrite`.
+        tag: names the attempt's hidden file: the job's id, so that a second attempt of the same job
+            clears away what a killed one left. Letters, digits and hyphens; "" for a random one.
+    """
+
+    path: Path
+    format: Format = Format.RAW
+    overwrite: bool = False
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore wrote."""
+
+    path: Path
+    size_bytes: int
+    bytes_written: int
+
+
+def restore_disk_to_file(
+    reader: Reader, request: RestoreRequest, *, control: Control, progress: Progress
+) -> Restored:
+    """Write a disk to a file and return what was written, durably.
+
+    Raises NotFound (no folder), Exists kind `target-exists`, NoSpace, Denied, Invalid; Corrupt and
+    whatever else the reader raises; Cancelled. Then no new file is left, and an old one is as it
+    was.
+    """
+    control.check()
+    path = request.path.absolute()
+    publish.check_target(path, overwrite=request.overwrite)
+    progress.enter(Phase.LISTING)
+    size = reader.size_bytes
+    total = control.run_apart(lambda: _count(reader, control), name="list-extents")
+    publish.check_space(path, bytes_needed=total)
+    progress.start(bytes_total=total)
+    progress.enter(Phase.TRANSFERRING)
+    with publish.unnamed(path, overwrite=request.overwrite, tag=request.tag) as (hidden, name):
+        target = _open_target(hidden, request.format, size_bytes=size)
+        with closing(target):
+            _copy(reader, target, control=control, progress=progress)
+            progress.enter(Phase.FINISHING)
+            target.finish(control)
+        control.check()
+        name()
+    return Restored(path=path, size_bytes=size, bytes_written=total)
+
+
+def _open_target(hidden: Path, kind: Format, *, size_bytes: int) -> Target:
+    if kind is Format.QCOW2:
+        return Qcow2File(hidden, size_bytes=size_bytes)
+    return RawFile(hidden, size_bytes=size_bytes)
+
+
+def _count(reader: Reader, control: Control) -> int:
+    total = 0
+    for run in _data_extents(reader):
+        control.check()
+        total += run.length
+    return total
+
+
+def _data_extents(reader: Reader) -> Iterator[Extent]:
+    runs = extent.clip(reader.list_extents(), size=reader.size_bytes)
+    return (run for run in runs if not run.zero)
+
+
+def _copy(reader: Reader, target: Target, *, control: Control, progress: Progress) -> None:
+    threads = min(READERS_MAX, 2 * len(os.sched_getaffinity(0)))
+    chunks = reader.read_chunks(_data_extents(reader), threads=threads)
+    try:
+        for offset, data in chunks:
+            control.check()
+            target.write(offset, data)
+            progress.add(read=len(data), new=len(data))
+    finally:
+        _close(chunks)
+
+
+def _close(chunks: Iterator[tuple[int, bytes]]) -> None:
+    close: Callable[[], None] | None = getattr(chunks, "close", None)
+    if isinstance(chunks, Generator) and close is not None:
+        close()  # ends the reader's threads now, not when the garbage collector comes
