@@ -1,0 +1,170 @@
+"""The pages are checked like code: links, commands, options, words and kinds of failure."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "sendense"
+DOCS = ROOT / "docs"
+
+LINK = re.compile(r"(?<!\!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RECIPE = re.compile(r"^([a-z][a-z-]*)(?: [^:\n]*)?:(?!=)", re.MULTILINE)
+KIND = re.compile(r"""kind=\s*"([a-z][a-z-]*)"|default_kind = "([a-z-]+)\"""")
+
+
+def list_pages() -> list[Path]:
+    """Return every page a person may read."""
+    return sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+
+
+def strip_code(text: str) -> str:
+    """Return a page without its fenced blocks and code spans: what is left is prose."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def make_anchor(heading: str) -> str:
+    """Return the anchor that renderers give a heading."""
+    plain = re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", ""))
+    return plain.replace(" ", "-")
+
+
+def list_anchors(text: str) -> set[str]:
+    return {
+        make_anchor(found) for found in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    }
+
+
+def _read(place: Path) -> str:
+    return place.read_text() if place.is_file() else ""
+
+
+def find_broken_links(page: Path, text: str) -> list[str]:
+    """Return the links of a page that lead nowhere within the tree."""
+    broken = []
+    for groups in LINK.findall(strip_code(text)):
+        target = groups[0] or groups[1]
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        anchors = list_anchors(text if place == page else _read(place)) if anchor else {anchor}
+        if not place.exists() or anchor not in anchors:
+            broken.append(target)
+    return broken
+
+
+def list_recipes() -> set[str]:
+    return set(RECIPE.findall((ROOT / "justfile").read_text())) - {"default"}
+
+
+def list_console_lines() -> list[tuple[Path, str]]:
+    """Return the commands of all ```console blocks, continued lines joined."""
+    return [
+        (page, line.removeprefix("$ "))
+        for page in list_pages()
+        for language, body in FENCE.findall(page.read_text())
+        if language == "console"
+        for line in body.replace("\\\n", " ").splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+def list_kinds() -> set[str]:
+    """Return every kind of failure that the product names."""
+    return {
+        found[0] or found[1]
+        for path in SOURCE.rglob("*.py")
+        for found in KIND.findall(path.read_text())
+    }
+
+
+@pytest.mark.parametrize("page", list_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    assert find_broken_links(page, page.read_text()) == []
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    seen, open_pages = set(), [ROOT / "README.md"]
+    while open_pages:
+        page = open_pages.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        for groups in LINK.findall(strip_code(page.read_text())):
+            place = (page.parent / (groups[0] or groups[1]).partition("#")[0]).resolve()
+            if place.is_dir():
+                open_pages.extend(place.glob("*.md"))
+            elif place.suffix == ".md" and place.is_file():
+                open_pages.append(place)
+    assert [str(page.relative_to(ROOT)) for page in list_pages() if page not in seen] == []
+
+
+def test_every_dev_command_in_the_pages_is_a_recipe() -> None:
+    named = {
+        found
+        for page in list_pages()
+        for found in re.findall(r"\./dev ([a-z][a-z-]*)", page.read_text())
+    }
+    assert named - list_recipes() == set()
+
+
+def test_every_recipe_is_documented() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    public = {recipe for recipe in list_recipes() if not recipe.startswith("_")}
+    assert [recipe for recipe in sorted(public) if f"./dev {recipe}" not in text] == []
+
+
+def test_every_recipe_says_in_one_line_what_it_does() -> None:
+    lines = (ROOT / "justfile").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if RECIPE.match(line) and not line.startswith(("default", "_")):
+            above = [each for each in lines[:number] if not each.startswith("[")]
+            assert above[-1].startswith("# "), f"{line} has no line above that says what it does"
+
+
+def test_the_changelog_has_a_place_for_what_is_next() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## \[?Unreleased\]?$", text, re.MULTILINE)
+
+
+def test_the_glossary_explains_each_word_once_and_in_order_of_need() -> None:
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    words = [word for row in rows for word in row.split(", ")]
+    assert len(words) == len(set(words))
+    for needed in ["source", "connector", "extent", "snapshot", "change id", "backup", "chain"]:
+        assert needed in words
+    for needed in ["repository", "storage", "chunk", "pack", "disk map", "manifest", "job"]:
+        assert needed in words
+
+
+def test_the_pages_use_the_words_of_the_glossary() -> None:
+    text = (DOCS / "glossary.md").read_text()
+    avoided = re.findall(r"^\| \*\*.+?\*\* \|.*\| never: (.+?) \|$", text, re.MULTILINE)
+    words = [word for row in avoided for word in row.split(", ")]
+    assert words
+    found = [
+        f"{page.relative_to(ROOT)}: {word}"
+        for page in list_pages()
+        if page.name != "glossary.md"
+        for word in words
+        if re.search(rf"\b{re.escape(word)}s?\b", strip_code(page.read_text()), re.IGNORECASE)
+    ]
+    assert found == []
+
+
+def test_every_kind_of_failure_is_explained() -> None:
+    page = DOCS / "problems.md"
+    explained = set(re.findall(r"^### `([a-z-]+)`$", page.read_text(), re.MULTILINE))
+    assert list_kinds() - explained == set(), "used in the product, not explained"
+    assert explained - list_kinds() == set(), "explained, not used in the product"
+
+
+def test_the_pages_check_notices_what_it_is_for() -> None:
+    page = ROOT / "README.md"
+    assert find_broken_links(page, "[a](nowhere.md)") == ["nowhere.md"]
+    assert find_broken_links(page, "[a](LICENSE) ![b](none.svg)") == ["none.svg"]
+    assert find_broken_links(page, "# One word\n[a](#one-word) [b](#two)") == ["#two"]
+    assert find_broken_links(page, "`[a](nowhere.md)` https://example.org") == []
