@@ -164,7 +164,8 @@ def chain(
 ) -> None:
     """Show which backups of a VM's disks build on which."""
     repository_id = lookup.find_id(session.api, "repositories", repository) if repository else None
-    answer = session.api.get("backups", vm, "chain", disk_id=disk, repository_id=repository_id)
+    vm_id = lookup.find_id(session.api, "vms", vm)  # a name may hold a slash, a path may not
+    answer = session.api.get("backups", vm_id, "chain", disk_id=disk, repository_id=repository_id)
     if session.output.as_json:
         session.output.json(answer.text)
         return
@@ -341,7 +342,7 @@ def _verification(state: object) -> str:
 def _print_chain(session: Session, entry: dict[str, Any]) -> None:
     session.output.line(
         f"{entry.get('vm_name')} {entry.get('disk_id')} in {entry.get('repository_id')}: "
-        f"{entry.get('total_backups')} backups, {text.size(entry.get('total_size_bytes'))}",
+        f"{text.count(entry.get('total_backups'), 'backup')}, {text.size(entry.get('total_size_bytes'))}",
         style="bold",
     )
     session.output.table(

@@ -108,6 +108,8 @@ class Api:
         lost: bool = False,
     ) -> Answer:
         """Send a request. Raises Failure; with `lost`, a broken connection's own error."""
+        if wrong := [part for part in path if part in {"", ".", ".."}]:
+            raise failure.usage(f"{wrong[0]!r} is not a name or an id")
         try:
             address = "/" + "/".join(quote(part, safe="") for part in path)
             content = None if body is None else json.dumps(body, ensure_ascii=False).encode()

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from sendense.cli import failure
+from sendense.cli import failure, output
 from sendense.cli.client import URL_DEFAULT, Api, is_loopback
 from sendense.cli.failure import ExitCode, Failure
-from sendense.cli.output import Output
 from sendense.core.errors import SendenseError
 
 _PANEL = "Common options"
@@ -22,7 +21,7 @@ _PANEL = "Common options"
 class Session:
     """One run of a command: where it prints, and the server once somebody asks for it."""
 
-    output: Output
+    output: output.Output
     url: str = URL_DEFAULT
     token: str | None = None
     _api: Api | None = field(default=None, repr=False)
@@ -96,7 +95,7 @@ def command(
         ]
 
         def run(*, as_json: bool, url: str, token: str | None, **arguments: Any) -> None:
-            session = Session(Output(as_json=as_json), url=url, token=token)
+            session = Session(output.Output(as_json=as_json), url=url, token=token)
             with reporting(session):
                 function(session, **arguments)
 
@@ -124,6 +123,9 @@ def reporting(session: Session) -> Iterator[None]:
     except Failure as problem:
         session.output.fail(problem)
         raise typer.Exit(problem.code) from problem
+    except BrokenPipeError as error:
+        output.discard()
+        raise typer.Exit(ExitCode.BROKEN_PIPE) from error
     except KeyboardInterrupt as interrupt:
         session.output.note("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupt

@@ -1,7 +1,5 @@
 """The program `sendense`: its groups of commands, and the way out."""
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,9 +9,8 @@ from typing import Annotated
 import typer
 
 import sendense
-from sendense.cli import backup, doctor, job, repository, restore, source, vm
+from sendense.cli import backup, doctor, job, output, repository, restore, source, vm
 from sendense.cli.failure import ExitCode, usage
-from sendense.cli.output import Output
 
 app = typer.Typer(
     name="sendense",
@@ -70,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _run(given)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read us has gone (`| head`). Nothing can be said; the exit must not try again.
-        _discard_output()
+        output.discard()
         status = ExitCode.BROKEN_PIPE
     sys.exit(status)
 
@@ -96,12 +92,9 @@ def _refuse(arguments: list[str], error: typer.TyperException) -> int:
     if not message:  # a group without a command has printed its help
         return ExitCode.USAGE
     problem = usage(message[:1].lower() + message[1:], hint=f"see `{path} --help`")
-    Output(as_json="--json" in arguments).fail(problem)
+    output.Output(as_json="--json" in arguments).fail(problem)
     return problem.code
 
 
-def _discard_output() -> None:
-    with contextlib.suppress(OSError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,7 @@
 """What a command prints: tables for people, the API's body for programs, notes on stderr."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,14 @@ def _open_console(*, stderr: bool) -> Console:
         width=None if terminal else _PIPE_WIDTH,
         soft_wrap=not terminal,
     )
+
+
+def discard() -> None:
+    """Let stdout lead nowhere: its reader has gone (`| head`), and the exit must not try again."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 @dataclass(frozen=True)

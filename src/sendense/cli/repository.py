@@ -103,7 +103,7 @@ def show(session: Session, repository: RepositoryArgument) -> None:
 
 
 @command(app, "test", examples=["sendense repository test main"])
-def test_repository(session: Session, repository: RepositoryArgument) -> None:
+def probe_repository(session: Session, repository: RepositoryArgument) -> None:
     """Ask whether a repository can be read and written."""
     answer = session.api.post("repositories", _find(session, repository), "test")
     if session.output.as_json:

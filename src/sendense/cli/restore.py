@@ -35,7 +35,7 @@ DiskOption = Annotated[int, typer.Option("--disk", min=0, metavar="N", help="Whi
     examples=[
         "sendense restore start backup-web1-20260101t000000z-ab12 --disk 0 --to /srv/web1.raw",
         (
-            "sendense restore start backup-web1-20260101t000000z-ab12 --disk 0 --to /srv/web1.qcow2 "
+            "sendense restore start backup-web1-20260101t000000z-ab12 --disk 0 --to /srv/w.qcow2 "
             "--format qcow2 --overwrite"
         ),
     ],

@@ -70,7 +70,7 @@ def add(
         "sendense source test --type image --vm web1=/srv/web1.qcow2",
     ],
 )
-def test_source(
+def probe_source(
     session: Session,
     source: Annotated[
         str | None, typer.Argument(help="Name or id; left out, a configuration is tested unsaved.")
@@ -216,7 +216,7 @@ def discover(
     waiting.check_completed(ended)
     if not session.output.as_json:
         found = session.api.get("vms", source_id=source_id, limit=1).data.get("total", 0)
-        session.output.line(f"source {source} discovered: {found} VM{'' if found == 1 else 's'}")
+        session.output.line(f"source {source} discovered: {text.count(found, 'VM')}")
         session.output.note("see them: sendense vm list")
 
 

@@ -108,6 +108,11 @@ def between(start: object, end: object) -> str:
         return MISSING
 
 
+def count(number: object, noun: str) -> str:
+    """Return `1 backup`, `2 backups`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def yes_no(value: object) -> str:
     """Return a truth for people."""
     if value is None:
