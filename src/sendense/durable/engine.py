@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 
 from sendense.core.errors import SendenseError
 from sendense.durable import logs, schema
 from sendense.durable.client import migrate
 from sendense.durable.definition import Workflow
-from sendense.durable.flow import Flow, Hooks
+from sendense.durable.flow import Flow, Owner
 
 ContextT = TypeVar("ContextT")
 
@@ -53,12 +53,12 @@ class Engine(Generic[ContextT]):
         settings: EngineSettings,
         workflows: Sequence[Workflow[ContextT]],
         context: ContextT,
-        hooks: Hooks,
+        owner: Owner,
     ) -> None:
         self._settings = settings
         self._workflows = workflows
         self._context = context
-        self._hooks = hooks
+        self._owner = owner
 
     def launch(self) -> None:
         """Start taking workflows. The lease must be held before: the sweep looks for it."""
@@ -80,20 +80,8 @@ class Engine(Generic[ContextT]):
             DBOS.workflow(name=workflow.name, max_recovery_attempts=_RECOVERY_ATTEMPTS_MAX)(
                 self._entry(workflow)
             )
+        self._declare_queues()
         DBOS.launch()
-        DBOS.register_queue(
-            schema.JOBS,
-            worker_concurrency=self._settings.jobs_at_once_max,
-            polling_interval_sec=self._settings.poll_seconds,
-            on_conflict="always_update",
-        )
-        DBOS.register_queue(
-            schema.TRANSFERS,
-            worker_concurrency=self._settings.transfers_at_once_max,
-            partition_concurrency=self._settings.transfers_per_partition_max,
-            polling_interval_sec=self._settings.poll_seconds,
-            on_conflict="always_update",
-        )
 
     def stop(self, *, wait_seconds: int) -> None:
         """Take no more workflows, and give the running ones some time to end.
@@ -103,6 +91,28 @@ class Engine(Generic[ContextT]):
         """
         DBOS.destroy(workflow_completion_timeout_sec=wait_seconds, destroy_registry=True)
 
+    def _declare_queues(self) -> None:
+        """Write the queues before the launch: those made after it are noticed a second later."""
+        client = DBOSClient(
+            system_database_url=self._settings.url,
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=schema.APPLICATION,
+        )
+        try:
+            client.register_queue(
+                schema.JOBS,
+                worker_concurrency=self._settings.jobs_at_once_max,
+                polling_interval_sec=self._settings.poll_seconds,
+            )
+            client.register_queue(
+                schema.TRANSFERS,
+                worker_concurrency=self._settings.transfers_at_once_max,
+                partition_concurrency=self._settings.transfers_per_partition_max,
+                polling_interval_sec=self._settings.poll_seconds,
+            )
+        finally:
+            client.destroy()
+
     def _entry(self, workflow: Workflow[ContextT]) -> Callable[..., Any]:
         """Return the function that DBOS calls: it only adds the flow to the arguments."""
 
@@ -110,7 +120,7 @@ class Engine(Generic[ContextT]):
             workflow_id = DBOS.workflow_id
             assert workflow_id is not None, "DBOS calls this only inside a workflow"
             try:
-                return workflow.function(Flow(self._context, workflow_id, self._hooks), *args)
+                return workflow.function(Flow(self._context, workflow_id, self._owner), *args)
             except SendenseError as error:
                 _log.info("%s %s failed: %s", workflow.name, workflow_id, error.message)
                 raise

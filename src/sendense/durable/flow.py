@@ -3,8 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from dbos import DBOS, PortableWorkflowError
 
@@ -19,19 +18,24 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the engine asks its owner.
+class Owner(Protocol):
+    """Who runs the engine; it is asked and told around each step. Called from many threads."""
 
-    Attributes:
-        check_lease: called before each step; does not return where this process has lost its
-            lease, since another one may already be running the same step.
-        pause: waits between attempts, by job id and seconds; raises Cancelled for a job that
-            somebody cancelled when the third argument, cancellable, is true.
-    """
+    def check_lease(self) -> None:
+        """Do not return where this process lost its lease: others may run the step by now."""
+        ...
 
-    check_lease: Callable[[], None]
-    pause: Callable[[str, float, bool], None]
+    def pause(self, job_id: str, seconds: float, *, cancellable: bool) -> None:
+        """Wait between attempts. Raises Cancelled for a cancelled job if that is wanted."""
+        ...
+
+    def step_started(self, workflow_id: str, step_name: str) -> None:
+        """Show that a step runs; must not raise."""
+        ...
+
+    def step_ended(self, workflow_id: str, step_name: str, error: SendenseError | None) -> None:
+        """Show that a step ended; must not raise."""
+        ...
 
 
 class Flow(Generic[ContextT]):
@@ -42,9 +46,9 @@ class Flow(Generic[ContextT]):
     workflow compensates in `except SendenseError` and never more widely.
     """
 
-    def __init__(self, context: ContextT, workflow_id: str, hooks: Hooks) -> None:
+    def __init__(self, context: ContextT, workflow_id: str, owner: Owner) -> None:
         self._context = context
-        self._hooks = hooks
+        self._owner = owner
         self.workflow_id = workflow_id
         self.job_id = schema.job_id_of(workflow_id)
 
@@ -52,22 +56,31 @@ class Flow(Generic[ContextT]):
         """Run a step once and for all; in a replay return what it returned, or raise again."""
 
         def call() -> Any:
+            self._owner.step_started(self.workflow_id, step.name)
             try:
-                return self._attempt(
+                result = self._attempt(
                     step.retry, lambda: step.function(self._context, *args, **kwargs)
                 )
-            except SendenseError as error:
-                _log.info("step %s of %s: %s", step.name, self.workflow_id, error.message)
-                raise failure.to_portable(error) from error
             except Exception as error:
-                _log.exception("step %s of %s is broken", step.name, self.workflow_id)
-                raise failure.to_portable(error) from error
+                shown = self._show(step.name, error)
+                self._owner.step_ended(self.workflow_id, step.name, shown)
+                raise failure.to_portable(shown) from error
+            self._owner.step_ended(self.workflow_id, step.name, None)
+            return result
 
         try:
             result: R = DBOS.run_step({"name": step.name}, call)
         except PortableWorkflowError as error:
             raise failure.from_portable(error) from None
         return result
+
+    def _show(self, step_name: str, error: Exception) -> SendenseError:
+        """Return the error as users see it; a defect of ours goes to the log in full."""
+        if isinstance(error, SendenseError):
+            _log.info("step %s of %s: %s", step_name, self.workflow_id, error.message)
+            return error
+        _log.exception("step %s of %s is broken", step_name, self.workflow_id)
+        return failure.from_portable(failure.to_portable(error))
 
     def start(
         self, child: Workflow[ContextT], suffix: str, *args: Any, priority: int, partition: str
@@ -94,7 +107,7 @@ class Flow(Generic[ContextT]):
     def _attempt(self, retry: Retry, call: Callable[[], Any]) -> Any:
         attempt = 1
         while True:
-            self._hooks.check_lease()
+            self._owner.check_lease()
             try:
                 # Through JSON and back, so that the first run sees what a replay would see.
                 return json.loads(json.dumps(call()))
@@ -102,5 +115,7 @@ class Flow(Generic[ContextT]):
                 if isinstance(error, NoSpace) or attempt >= retry.attempts_max:
                     raise
                 _log.info("attempt %d of %s failed: %s", attempt, self.workflow_id, error.message)
-            self._hooks.pause(self.job_id, retry.wait_seconds(attempt), retry.cancellable)
+            self._owner.pause(
+                self.job_id, retry.wait_seconds(attempt), cancellable=retry.cancellable
+            )
             attempt += 1
