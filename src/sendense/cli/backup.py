@@ -274,7 +274,9 @@ def _print_result(session: Session, backup: dict[str, Any]) -> None:
         f"new {text.size(backup.get('bytes_new'))}, {took}"
     )
     if backup.get("partial"):
-        session.output.warn("some disks were skipped; see `sendense backup show`")
+        session.output.warn(f"partial: {_skipped(backup)}")
+    for warning in backup.get("warnings") or []:
+        session.output.warn(warning)
 
 
 def _print_backup(session: Session, backup: dict[str, Any]) -> None:
@@ -285,6 +287,8 @@ def _print_backup(session: Session, backup: dict[str, Any]) -> None:
             ("VM", f"{backup.get('vm_name')} ({backup.get('vm_id')})"),
             ("Repository", backup.get("repository_id")),
             ("Status", _status(backup)),
+            ("Skipped", _skipped(backup)),
+            ("Warnings", text.listing(backup["warnings"]) if backup.get("warnings") else None),
             ("Error", message),
             ("Hint", hint),
             ("Type", backup.get("backup_type")),
@@ -300,7 +304,7 @@ def _print_backup(session: Session, backup: dict[str, Any]) -> None:
             ("New", text.size(backup.get("bytes_new"))),
             ("Deduplicated", text.size(backup.get("bytes_deduplicated"))),
             ("Rate", text.rate(backup.get("transfer_speed_bps"))),
-            ("Verification", _verification(backup.get("verification"))),
+            ("Verified", text.listing(backup.get("verification") or "never")),
             ("Tags", text.listing(backup["tags"]) if backup.get("tags") else None),
             ("Job", backup.get("job_id")),
         ]
@@ -326,25 +330,22 @@ def _print_backup(session: Session, backup: dict[str, Any]) -> None:
                 disk.get("status"),
                 text.size(disk.get("bytes_read")),
                 text.size(disk.get("bytes_new")),
-                disk.get("type_reason") or disk.get("skipped_reason") or text.MISSING,
+                disk.get("type_reason") or text.MISSING,
             )
             for disk in backup["disks"]
         ],
     )
 
 
-def _verification(state: object) -> str:
-    if isinstance(state, dict):
-        return text.listing(state)
-    return str(state) if state else "never"
+def _skipped(backup: dict[str, Any]) -> str:
+    return "; ".join(f"{disk['disk_id']}: {disk['reason']}" for disk in backup.get("skipped") or [])
 
 
 def _print_chain(session: Session, entry: dict[str, Any]) -> None:
-    session.output.line(
-        f"{entry.get('vm_name')} {entry.get('disk_id')} in {entry.get('repository_id')}: "
-        f"{text.count(entry.get('total_backups'), 'backup')}, {text.size(entry.get('total_size_bytes'))}",
-        style="bold",
-    )
+    place = f"{entry.get('vm_name')} {entry.get('disk_id')} in {entry.get('repository_id')}"
+    backups = text.count(entry.get("total_backups"), "backup")
+    total = text.size(entry.get("total_size_bytes"))
+    session.output.line(f"{place}: {backups}, {total}", style="bold")
     session.output.table(
         [Column("CREATED (UTC)"), Column("TYPE"), Column("STATUS"), Column("BACKUP"), Column("")],
         [

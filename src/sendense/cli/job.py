@@ -24,13 +24,20 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class JobKind(StrEnum):
+    """What a job does."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"
+    DISCOVERY = "discovery"
+    CHECK = "check"
+
+
 @command(app, "list", examples=["sendense job list", "sendense job list --status running"])
 def list_jobs(
     session: Session,
     status: Annotated[JobStatus | None, typer.Option(help="Only in this state.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="Only of this kind: discover, backup, restore, …")
-    ] = None,
+    kind: Annotated[JobKind | None, typer.Option(help="Only of this kind.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
 ) -> None:
@@ -123,7 +130,10 @@ def _print_job(session: Session, job: dict[str, Any]) -> None:
             ("Hint", hint),
             ("Progress", text.percent(job.get("progress_percent"))),
             ("Phase", job.get("current_phase")),
+            ("Done", _done(job)),
+            ("Result", text.listing(job["result"]) if job.get("result") else None),
             ("Attempts", job.get("attempts")),
+            ("Retry of", job.get("retry_of")),
             ("Created", text.moment(job.get("created_at"))),
             ("Took", text.between(job.get("started_at"), job.get("completed_at"))),
         ]
@@ -143,3 +153,13 @@ def _print_job(session: Session, job: dict[str, Any]) -> None:
                 for step in steps
             ],
         )
+    for line in job.get("log") or []:
+        if isinstance(line, dict):
+            said = f"{line.get('level')}: {line.get('message')}"
+            session.output.line(f"{text.moment(line.get('at'))}  {said}")
+
+
+def _done(job: dict[str, Any]) -> str | None:
+    if not job.get("bytes_total"):
+        return None
+    return f"{text.size(job.get('bytes_done'))} of {text.size(job['bytes_total'])}"

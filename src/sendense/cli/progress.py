@@ -21,7 +21,7 @@ class Status:
 
     Attributes:
         bytes_done, bytes_total: None where the job does not count bytes.
-        bytes_per_second: None where unknown.
+        bytes_per_second, seconds_left: None where unknown.
     """
 
     phase: str
@@ -29,13 +29,7 @@ class Status:
     bytes_done: int | None = None
     bytes_total: int | None = None
     bytes_per_second: float | None = None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Return how long it takes at this rate, or None where nobody can say."""
-        if not self.bytes_per_second or self.bytes_done is None or not self.bytes_total:
-            return None
-        return max(self.bytes_total - self.bytes_done, 0) / self.bytes_per_second
+    seconds_left: float | None = None
 
     def describe(self) -> str:
         """Return one line for a log."""
@@ -49,26 +43,17 @@ class Status:
         return ", ".join(parts)
 
 
-def read_status(job: dict[str, Any], subject: dict[str, Any] | None) -> Status:
-    """Return the progress of a job, with the byte counts of the backup or restore it makes."""
-    counts = subject or {}
-    done = _first_int(counts, "bytes_read", "bytes_written", "bytes_done")
-    total = _first_int(counts, "bytes_to_read", "total_bytes", "bytes_total")
-    speed = counts.get("transfer_speed_bps")
-    percent = job.get("progress_percent")
-    if not isinstance(percent, int | float):
-        percent = 0.0
+def read_status(job: dict[str, Any]) -> Status:
+    """Return the progress in a job as the API shows it."""
+    total = job.get("bytes_total")
     return Status(
         phase=str(job.get("current_phase") or job.get("status") or "waiting"),
-        percent=min(float(percent), _PERCENT_DONE),
-        bytes_done=done,
+        percent=min(float(job.get("progress_percent") or 0.0), _PERCENT_DONE),
+        bytes_done=job.get("bytes_done"),
         bytes_total=total or None,
-        bytes_per_second=float(speed) if isinstance(speed, int | float) and speed > 0 else None,
+        bytes_per_second=job.get("transfer_speed_bps") or None,
+        seconds_left=job.get("seconds_left"),
     )
-
-
-def _first_int(counts: dict[str, Any], *names: str) -> int | None:
-    return next((counts[name] for name in names if isinstance(counts.get(name), int)), None)
 
 
 class Display(Protocol):

@@ -94,7 +94,7 @@ class _Waiter:
             seen = self._look(display)
             if seen is not None:
                 job = seen.job.data
-                display.show(progress.read_status(job, seen.subject.data if seen.subject else None))
+                display.show(progress.read_status(job))
                 if job.get("status") in ENDED:
                     return seen
                 self._note_pending(display, job, waited)
@@ -107,10 +107,11 @@ class _Waiter:
         )
 
     def _look(self, display: progress.Display) -> Ended | None:
-        """Return job and subject, or None while the server is away for a bearable time."""
+        """Return the job, at its end with its subject; or None while the server is away."""
         try:
             job = self._session.api.get("jobs", self._job_id)
-            subject = self._look_at_subject(job.data.get("subject"))
+            ended = job.data.get("status") in ENDED
+            subject = self._look_at_subject(job.data.get("subject")) if ended else None
         except Failure as problem:
             if problem.code != ExitCode.UNAVAILABLE:
                 raise

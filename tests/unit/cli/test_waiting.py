@@ -141,15 +141,11 @@ def test_a_job_that_did_not_complete_ends_the_command_with_1(
 
 
 def test_progress_in_a_log_is_plain_lines_at_phases(run: Run, hub: Hub) -> None:
-    subject = {"backup_id": "b-1"}
+    counts = {"bytes_total": 4096, "bytes_done": 1024, "transfer_speed_bps": 1024.0}
     for phase, percent in (("plan", 0), ("transfer", 10), ("transfer", 60), ("commit", 99)):
-        hub.answer("GET", JOB, _job("running", percent, current_phase=phase, subject=subject))
+        more = {"current_phase": phase, "seconds_left": 3.0, **counts}
+        hub.answer("GET", JOB, _job("running", percent, **more))
     hub.answer("GET", JOB, _job("completed", 100))
-    hub.answer(
-        "GET",
-        "/backups/b-1",
-        {"bytes_read": 1024, "total_bytes": 4096, "transfer_speed_bps": 1024},
-    )
     result = run("job", "watch", "job-1")
     assert result.code == 0
     assert result.err.splitlines() == [
@@ -161,7 +157,7 @@ def test_progress_in_a_log_is_plain_lines_at_phases(run: Run, hub: Hub) -> None:
     assert "\x1b" not in result.out + result.err
 
 
-def test_time_left_is_unknown_without_a_rate_or_a_total() -> None:
-    assert progress.Status("x", 1.0, 5, 10, None).seconds_left is None
-    assert progress.Status("x", 1.0, 5, None, 10.0).seconds_left is None
-    assert progress.Status("x", 1.0, 20, 10, 10.0).seconds_left == 0
+def test_what_a_job_does_not_know_is_not_shown() -> None:
+    assert progress.read_status({"status": "running"}).describe() == "running, 0 %"
+    job = {"current_phase": "read", "progress_percent": 250, "bytes_done": 7, "bytes_total": 0}
+    assert progress.read_status(job).describe() == "read, 100 %"
