@@ -7,6 +7,7 @@ A tripwire may be crossed with a written reason: `# tidy: <reason>` on the line 
 import ast
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -43,16 +44,17 @@ INDEX_ADDRESS = re.compile(r"(https?://|--(extra-)?index-url|--find-links|-i\s)"
 @cache
 def list_files() -> tuple[Path, ...]:
     """Return the files of the tree: those git knows, and new ones it does not ignore."""
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if listing.returncode == 0:
-        names = [name for name in listing.stdout.split("\0") if name]
-        return tuple(path for path in (ROOT / name for name in names) if path.is_file())
+    if shutil.which("git") is not None:
+        listing = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if listing.returncode == 0:
+            names = [name for name in listing.stdout.split("\0") if name]
+            return tuple(path for path in (ROOT / name for name in names) if path.is_file())
     # An unpacked archive has no git; then what tools leave behind has to be left out by name.
     left_out = {".venv", ".cache", ".git", "__pycache__", "dist"}
     return tuple(
@@ -60,7 +62,7 @@ def list_files() -> tuple[Path, ...]:
         for path in ROOT.rglob("*")
         if path.is_file()
         and not any(
-            part in left_out or part.endswith("_cache") or part == ".hypothesis"
+            part in left_out or part.endswith("_cache") or part.startswith((".hypo", ".cov"))
             for part in path.relative_to(ROOT).parts
         )
     )
