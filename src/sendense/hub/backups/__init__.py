@@ -1,0 +1,1 @@
+"""Backups: one VM at one time, and the chains that they form."""

@@ -1,0 +1,1 @@
+"""Jobs: executions that a user can see and cancel."""

@@ -1,0 +1,93 @@
+"""What the shapes of all requests and answers share."""
+
+import unicodedata
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictStr,
+    StringConstraints,
+)
+
+from sendense.core import clock
+
+NAME_LENGTH_MAX = 255  # of the catalog's columns; vSphere allows 80 characters
+PATH_LENGTH_MAX = 4095  # Linux: PATH_MAX less its NUL
+ID_LENGTH_MAX = 100
+TAGS_MAX = 64  # enough for any inventory; a list of 1000 backups stays below 10 MB
+TAG_VALUE_LENGTH_MAX = 255
+PAGE_LENGTH_DEFAULT = 100
+PAGE_LENGTH_MAX = 1000
+OFFSET_MAX = 1_000_000_000  # beyond any catalog, within every database's integers
+
+
+class Request(BaseModel):
+    """A request's body: fields that we do not know are refused, so that a typo is no surprise."""
+
+    model_config = ConfigDict(extra="forbid", str_max_length=1024 * 1024)
+
+
+class Answer(BaseModel):
+    """An answer's body."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+def _refuse_controls(text: str) -> str:
+    """Refuse what makes a name unreadable: control and format characters, blanks at its ends."""
+    if text != text.strip():
+        raise ValueError("must not begin or end with white space")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+Name = Annotated[
+    StrictStr,
+    StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX),
+    AfterValidator(_refuse_controls),
+]
+Id = Annotated[StrictStr, StringConstraints(min_length=1, max_length=ID_LENGTH_MAX)]
+TagKey = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+TagValue = Annotated[StrictStr, StringConstraints(max_length=TAG_VALUE_LENGTH_MAX)]
+Tags = Annotated[dict[TagKey, TagValue], Field(max_length=TAGS_MAX)]
+DiskNumber = Annotated[int, Field(strict=True, ge=0, le=9999)]
+DiskName = Annotated[StrictStr, StringConstraints(pattern=r"^disk-[0-9]{1,9}$")]
+# The disk's index, or its name: both are shown wherever a disk is.
+DiskChoice = DiskNumber | DiskName
+Moment = Annotated[
+    datetime, PlainSerializer(clock.format_utc, return_type=str, when_used="unless-none")
+]
+
+
+def in_utc(moment: datetime | None) -> datetime | None:
+    """Return a moment from a request in UTC; without a zone it is meant so."""
+    if moment is None or moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC)
+
+
+class Failure(Answer):
+    """Why something failed, for people and for programs."""
+
+    kind: str
+    message: str
+    hint: str = ""
+
+
+class Accepted(Answer):
+    """Work was started."""
+
+    job_id: str
+    status: str = "pending"
+
+
+def failure_of(error: Mapping[str, Any] | None) -> Failure | None:
+    """Return the failure as the catalog keeps it."""
+    return None if error is None else Failure.model_validate(error)

@@ -1,0 +1,1 @@
+"""Repositories: the places that hold backups."""

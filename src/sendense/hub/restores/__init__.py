@@ -1,0 +1,1 @@
+"""Restores: what is read back from backups."""

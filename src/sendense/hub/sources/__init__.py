@@ -1,0 +1,1 @@
+"""Sources: the platforms that VMs are read from."""
