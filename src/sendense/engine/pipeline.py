@@ -11,7 +11,7 @@ Threads help although Python runs one at a time: sockets, hashing and compressio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,7 +67,7 @@ def run(
     *,
     bytes_in_flight_max: int,
     control: Control,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield the result of every item, in order.
 
     The first error of any stage is raised once, here. When the iterator ends, is closed or raises,

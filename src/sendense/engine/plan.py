@@ -68,6 +68,11 @@ class Decision:
         """Whether an incremental could have been expected: the user should see the reason."""
         return self.code not in {None, Reason.REQUESTED, Reason.FIRST_BACKUP}
 
+    @property
+    def suspect_reason(self) -> str | None:
+        """Why the chain must not be trusted any more: change tracking was caught lying."""
+        return self.reason if self.code is Reason.SAMPLE_DIFFERED else None
+
 
 INCREMENTAL = Decision(Mode.INCREMENTAL)
 

@@ -166,7 +166,7 @@ def test_a_consumer_that_leaves_early_leaves_no_threads() -> None:
     before = threading.active_count()
     run = pipeline.run(items(100), [stage(lambda n: n)], bytes_in_flight_max=10, control=Control())
     assert next(run) == 0
-    run.close()  # type: ignore[attr-defined] # it is a generator; the annotation promises less
+    run.close()
     assert threading.active_count() == before
 
 
