@@ -1,6 +1,8 @@
 """The pages are checked like code: links, commands, options, words and kinds of failure."""
 
+import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<!\!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPE = re.compile(r"^([a-z][a-z-]*)(?: [^:\n]*)?:(?!=)", re.MULTILINE)
-KIND = re.compile(r"""kind=\s*"([a-z][a-z-]*)"|default_kind = "([a-z-]+)\"""")
+ERROR_TREE_DEPTH_MAX = 5  # classes under classes; the tree of core/errors.py has three levels
 
 
 def list_pages() -> list[Path]:
@@ -72,13 +74,86 @@ def list_console_lines() -> list[tuple[Path, str]]:
     ]
 
 
+def _name_of_call(node: ast.expr) -> str:
+    return ast.unparse(node).rpartition(".")[2].partition("[")[0]
+
+
+def _list_texts(node: ast.expr | None) -> list[str]:
+    """Return the strings an expression can give: a constant, or both sides of a choice."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.IfExp):
+        return _list_texts(node.body) + _list_texts(node.orelse)
+    return []
+
+
+def find_makers(trees: Iterable[ast.Module]) -> set[str]:
+    """Return the names of the classes of errors, and of the functions that return one."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    makers = {"SendenseError"}
+    for _ in range(ERROR_TREE_DEPTH_MAX):
+        makers |= {
+            node.name for node in classes if makers & {_name_of_call(base) for base in node.bases}
+        }
+    return makers | {
+        node.name
+        for node in nodes
+        if isinstance(node, ast.FunctionDef)
+        and node.returns is not None
+        and _name_of_call(node.returns) in makers
+    }
+
+
+def _kinds_of_call(node: ast.Call) -> list[str]:
+    return [
+        text
+        for keyword in node.keywords
+        if keyword.arg == "kind"
+        for text in _list_texts(keyword.value)
+    ]
+
+
+def _kinds_of_class(node: ast.ClassDef) -> list[str]:
+    kinds = []
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign | ast.Assign):
+            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+            if ast.unparse(target) in {"kind", "default_kind"}:
+                kinds += _list_texts(line.value)
+    return kinds
+
+
+def _kinds_of_function(node: ast.FunctionDef) -> list[str]:
+    named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return [
+        text
+        for argument, default in named
+        if argument.arg == "kind"
+        for text in _list_texts(default)
+    ]
+
+
+def find_kinds(tree: ast.Module, makers: set[str]) -> set[str]:
+    """Return the kinds of failure that a module names."""
+    kinds: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _name_of_call(node.func) in {*makers, "__init__"}:
+            kinds.update(_kinds_of_call(node))
+        elif isinstance(node, ast.ClassDef) and node.name in makers:
+            kinds.update(_kinds_of_class(node))
+        elif isinstance(node, ast.FunctionDef) and node.name in makers:
+            kinds.update(_kinds_of_function(node))
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("_KIND"):
+            kinds.update(_list_texts(node.value))
+    return kinds
+
+
 def list_kinds() -> set[str]:
     """Return every kind of failure that the product names."""
-    return {
-        found[0] or found[1]
-        for path in SOURCE.rglob("*.py")
-        for found in KIND.findall(path.read_text())
-    }
+    trees = [ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")]
+    makers = find_makers(trees)
+    return {kind for tree in trees for kind in find_kinds(tree, makers)}
 
 
 @pytest.mark.parametrize("page", list_pages(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -160,6 +235,20 @@ def test_every_kind_of_failure_is_explained() -> None:
     explained = set(re.findall(r"^### `([a-z-]+)`$", page.read_text(), re.MULTILINE))
     assert list_kinds() - explained == set(), "used in the product, not explained"
     assert explained - list_kinds() == set(), "explained, not used in the product"
+
+
+def test_kinds_are_found_wherever_they_are_named() -> None:
+    text = """
+class Full(errors.NoSpace):
+    default_kind: ClassVar[str] = "a"
+class SendenseError(Exception): ...
+class NoSpace(SendenseError): ...
+def refuse(name: str, *, kind: str = "b") -> Full: ...
+Full("x", kind="c" if x else "d"); refuse("y", kind="e"); Job(kind="not-one"); errors.Full(kind="f")
+OTHER_KIND = "g"
+"""
+    tree = ast.parse(text)
+    assert find_kinds(tree, find_makers([tree])) == set("abcdefg")
 
 
 def test_the_pages_check_notices_what_it_is_for() -> None:

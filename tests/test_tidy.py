@@ -276,7 +276,8 @@ def test_the_one_module_of_qemu_qmp_under_the_gpl_is_not_used() -> None:
 
 def test_decisions_are_numbered_pages_that_end_with_what_enforces_them() -> None:
     pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-    assert [page.name[:4] for page in pages] == [f"{n:04}" for n in range(1, len(pages) + 1)]
+    numbers = [page.name[:4] for page in pages]
+    assert len(numbers) == len(set(numbers)) > 0
     for page in pages:
         assert re.fullmatch(r"\d{4}-[a-z0-9]+(-[a-z0-9]+)*\.md", page.name), page.name
         last = page.read_text().strip().split("\n\n")[-1]
