@@ -3,10 +3,12 @@
 from typing import Any
 
 from sendense.cli.client import Api
-from sendense.cli.failure import ExitCode, Failure
+from sendense.cli.failure import ExitCode, Failure, usage
 
 _NOUNS = {"sources": "source", "vms": "VM", "repositories": "repository"}
 _ID_FIELDS = {"sources": "source_id", "vms": "vm_id", "repositories": "repository_id"}
+
+_ID_LENGTH_MAX = 100  # of the catalog's columns
 
 
 def id_of(noun: str, entry: dict[str, Any]) -> str:
@@ -20,12 +22,16 @@ def find_id(api: Api, noun: str, name_or_id: str) -> str:
     Raises Failure: not found, or a conflict that lists the candidates of an ambiguous name. An id
     wins over a name.
     """
-    named = []
-    for entry in api.list_all(noun):
-        if id_of(noun, entry) == name_or_id:
-            return name_or_id
-        if entry.get("name") == name_or_id:
-            named.append(entry)
+    if not name_or_id:
+        raise usage(f"the {_NOUNS[noun]}'s name is empty")
+    if _may_be_id(name_or_id):
+        try:
+            return id_of(noun, api.get(noun, name_or_id).data)
+        except Failure as problem:
+            if problem.code not in {ExitCode.NOT_FOUND, ExitCode.USAGE}:
+                raise
+    filters = {"name": name_or_id} if noun == "vms" else {}  # thousands of VMs, a few of the rest
+    named = [entry for entry in api.list_all(noun, **filters) if entry.get("name") == name_or_id]
     if not named:
         raise Failure(
             f"{_NOUNS[noun]} {name_or_id} is not known to the server",
@@ -43,6 +49,10 @@ def find_id(api: Api, noun: str, name_or_id: str) -> str:
             ),
         )
     return id_of(noun, named[0])
+
+
+def _may_be_id(text: str) -> bool:
+    return text.isascii() and text.replace("-", "").isalnum() and len(text) <= _ID_LENGTH_MAX
 
 
 def _command(noun: str) -> str:

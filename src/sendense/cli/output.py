@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sendense.cli import text
@@ -85,29 +85,26 @@ class Output:
         self.note(f"warning: {message}", style="yellow")
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
-        """Print rows under headings; ids are folded on a narrow terminal, never cut."""
-        cells = [[text.escape(cell) for cell in row] for row in rows]
-        if not self.out.is_terminal:
-            self._plain_table(columns, cells)
-            return
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for column in columns:
-            table.add_column(
-                column.title, justify="right" if column.right else "left", overflow="fold"
-            )
-        for row in cells:
-            table.add_row(*[Text(cell, style=_style(cell)) for cell in row])
-        self.out.print(table)
+        """Print rows under headings, one line each.
 
-    def _plain_table(self, columns: Sequence[Column], cells: list[list[str]]) -> None:
-        lines = [[column.title for column in columns], *cells]
-        widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-        for line in lines:
-            parts = [
-                cell.rjust(width) if column.right else cell.ljust(width)
-                for cell, width, column in zip(line, widths, columns, strict=True)
-            ]
-            sys.stdout.write("  ".join(parts).rstrip() + "\n")
+        A line that is wider than the terminal is wrapped by the terminal itself: an id is never
+        cut or folded, so that it can be copied.
+        """
+        cells = [[text.escape(cell) for cell in row] for row in rows]
+        titles = [column.title for column in columns]
+        widths = [
+            max(cell_len(line[index]) for line in [titles, *cells]) for index in range(len(columns))
+        ]
+        bold = "bold" if self.out.is_terminal else ""
+        for line, header in [(titles, True), *((line, False) for line in cells)]:
+            shown = Text(style=bold if header else "")
+            for cell, width, column in zip(line, widths, columns, strict=True):
+                padding = " " * (width - cell_len(cell))
+                shown.append(padding if column.right else "")
+                shown.append(cell, style=_style(cell))
+                shown.append("  " if column.right else f"{padding}  ")
+            shown.rstrip()
+            self.out.print(shown, soft_wrap=True)
 
     def facts(self, facts: Iterable[tuple[str, object]]) -> None:
         """Print names and values, one a line; a value of None or "" is left out."""

@@ -258,3 +258,15 @@ def test_a_path_where_a_name_belongs_is_a_usage_error(run: Run) -> None:
     assert result.code == 2
     assert "takes a repository's name or id" in result.err
     assert run("repository", "stats", "main").code == 2
+
+
+def test_an_id_wins_over_a_name_and_asks_for_no_list(run: Run, hub: Hub) -> None:
+    hub.answer("GET", "/vms/vm-7", {**VM, "id": "vm-7", "name": "by id"})
+    assert "by id" in run("vm", "show", "vm-7").out
+    assert not hub.sent("GET", "/vms")
+
+
+def test_a_name_that_is_no_id_is_never_tried_as_one(run: Run, hub: Hub) -> None:
+    assert run("vm", "show", "a/../b").code == 3
+    assert [request.path for request in hub.requests] == ["/vms"]
+    assert hub.requests[0].query["name"] == "a/../b"

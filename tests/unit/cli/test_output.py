@@ -64,14 +64,12 @@ def test_a_hostile_name_reaches_no_terminal(hub: Hub) -> None:
         assert not any(character in seen for character in "\x07\x9b\u202e")
 
 
-def test_an_id_is_folded_on_a_narrow_terminal_and_never_cut(hub: Hub) -> None:
+def test_an_id_stays_in_one_piece_on_a_narrow_terminal(hub: Hub) -> None:
     long_id = "backup-" + "0123456789" * 6
     entry = {"backup_id": long_id, "vm_name": "v", "status": "completed", "backup_type": "full"}
     hub.answer("GET", "/backups", {"backups": [entry], "total": 1})
     _, seen = _on_terminal(hub, "backup", "list")
-    assert "…" not in seen
-    tail = "".join(line.rstrip().rsplit(" ", 1)[-1] for line in seen.splitlines()[1:])
-    assert long_id in tail
+    assert long_id in seen
 
 
 @pytest.mark.parametrize(("keys", "deleted"), [(b"y\n", 1), (b"n\n", 0), (b"\n", 0)])
