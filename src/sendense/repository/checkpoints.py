@@ -1,0 +1,132 @@
+"""Checkpoints: how far a disk has come, for the next process to go on where this one stopped.
+
+Each checkpoint says what is new since the one before. One owner at a time adds to them: a new one
+takes a new number, and its record fixes which checkpoints of its predecessors it builds on, so
+what a predecessor that only seemed dead adds later is never read.
+"""
+
+from collections.abc import Iterator
+
+from sendense.core.clock import Clock
+from sendense.core.errors import Conflict, Corrupt, Exists
+from sendense.repository import format, record, session
+from sendense.repository.format import Frame
+from sendense.repository.session import (
+    Attempt,
+    CheckpointHead,
+    CheckpointPack,
+    Inherited,
+    MapRun,
+    Owner,
+)
+from sendense.repository.storage.base import Storage
+
+OWNERS_MAX = 10_000  # every one is a process that died; far above what a job may retry
+
+
+class Checkpoints:
+    """The checkpoints of one disk in one attempt, and this process's place among their owners."""
+
+    def __init__(self, storage: Storage, session_id: str, attempt: Attempt, clock: Clock) -> None:
+        self._storage = storage
+        self._session_id = session_id
+        self._folder = session.disk_folder(session_id, attempt.disk.key) + attempt.digest + "/"
+        self._clock = clock
+        self._number = 0
+        self.owner = 0
+        self.inherits: tuple[Inherited, ...] = ()
+
+    def take_over(self, *, discard: bool = False) -> None:
+        """Become the next owner, building on what earlier ones left, or on nothing.
+
+        Raises Conflict (kind `session-contended`) where processes start faster than this one.
+        """
+        while self.owner < OWNERS_MAX:
+            inherits = self._inheritable()
+            self.owner = self._last_owner() + 1
+            self.inherits = () if discard else inherits
+            try:
+                self._put_owner()
+            except Exists:
+                continue  # another process was faster; it may have added to the checkpoints
+            return
+        raise Conflict(
+            f"too many processes have written a disk of session {self._session_id}",
+            kind="session-contended",
+            session_id=self._session_id,
+        )
+
+    def list_inherited(self) -> Iterator[tuple[CheckpointHead, list[MapRun]]]:
+        """Yield the inherited checkpoints in order. Raises Corrupt or NotFound."""
+        for inherited in self.inherits:
+            for number in range(1, inherited.last + 1):
+                name = self._name(inherited.owner, number)
+                head, runs = session.get_checkpoint(self._storage, name)
+                if (head.session_id, head.owner, head.number) != (
+                    self._session_id,
+                    inherited.owner,
+                    number,
+                ):
+                    raise format.corrupt(name, "it is another checkpoint")
+                yield head, runs
+
+    def put(
+        self,
+        runs: list[MapRun],
+        *,
+        resume_index: int,
+        bytes_stored: int,
+        packs: tuple[CheckpointPack, ...],
+    ) -> None:
+        """Store this owner's next checkpoint; durable when this returns."""
+        self._number += 1
+        head = CheckpointHead(
+            self._session_id, self.owner, self._number, resume_index, bytes_stored, packs
+        )
+        name = self._name(self.owner, self._number)
+        self._storage.put_if_absent(name, session.seal_checkpoint(head, runs))
+
+    def _put_owner(self) -> None:
+        owner = Owner(self._session_id, self.owner, self.inherits, self._clock.now())
+        name = self._owner_name(self.owner)
+        self._storage.put_if_absent(name, format.seal_frame(Frame.OWNER, record.dump(owner)))
+
+    def _last_owner(self) -> int:
+        numbers = [_number(found.name) for found in self._storage.list_objects(f"{self._folder}owner/")]
+        return max(numbers, default=0)
+
+    def _inheritable(self) -> tuple[Inherited, ...]:
+        """Return the chain of the last owner: what it inherited, and its own checkpoints."""
+        last = self._last_owner()
+        if last == 0:
+            return ()
+        name = self._owner_name(last)
+        try:
+            body = format.get_frame(self._storage, Frame.OWNER, name)
+            owner = record.load(Owner, body, name=name)
+        except Corrupt:
+            return ()  # begin anew: a checkpoint saves time, never data
+        own = self._last_checkpoint(last)
+        return (*owner.inherits, Inherited(last, own)) if own else owner.inherits
+
+    def _last_checkpoint(self, owner: int) -> int:
+        """Return the last of an unbroken row of checkpoints."""
+        prefix = f"{self._folder}{owner:06d}-"
+        last = 0
+        for found in self._storage.list_objects(prefix):
+            if _number(found.name) != last + 1:
+                break
+            last += 1
+        return last
+
+    def _owner_name(self, owner: int) -> str:
+        return f"{self._folder}owner/{owner:06d}"
+
+    def _name(self, owner: int, number: int) -> str:
+        return f"{self._folder}{owner:06d}-{number:08d}"
+
+
+def _number(name: str) -> int:
+    """Return the number at the end of a name, 0 where there is none."""
+    digits = name.rpartition("/")[2].rpartition("-")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() else 0

@@ -1,0 +1,266 @@
+"""Disk maps: a radix tree of chunk ids for each disk. See docs/format.md.
+
+A node at level 0 (a leaf) has 256 slots with the ids of chunks; a slot of a node at level n is the
+id of a node at level n-1 and stands for 256**n chunks. The zero id stands for a chunk or a subtree
+of zeros, so a sparse disk of any size costs nothing. Nodes are content-addressed: two maps share
+every subtree in which they do not differ.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sendense.repository import format
+from sendense.repository.chunk import ID_LENGTH, ZERO_ID
+
+FAN_OUT = 256
+FAN_OUT_BITS = 8
+LEVEL_MAX = 6  # 2**56 chunks: more than any disk
+NODE_MAGIC = b"NODE"
+NODE_HEAD = struct.Struct("<4sBBH32s")
+assert NODE_HEAD.size == 40
+
+LoadNode = Callable[[bytes], bytes]  # id → plain bytes that hash to it
+StoreNode = Callable[[bytes], bytes]  # plain bytes → id
+
+
+def level_of(chunk_count: int) -> int:
+    """Return the level of the root of a map for so many chunks: the smallest that suffices."""
+    level = 0
+    while chunk_count > FAN_OUT ** (level + 1):
+        level += 1
+    assert level <= LEVEL_MAX, f"{chunk_count} chunks"
+    return level
+
+
+def encode_node(level: int, slots: list[bytes]) -> bytes:
+    """Return a node's only possible bytes: a bitmap of the slots in use, then their ids."""
+    used = [slot != ZERO_ID for slot in slots]
+    bitmap = sum(1 << index for index, flag in enumerate(used) if flag).to_bytes(32, "little")
+    head = NODE_HEAD.pack(NODE_MAGIC, format.VERSION, level, sum(used), bitmap)
+    return head + b"".join(slot for slot in slots if slot != ZERO_ID)
+
+
+def decode_node(data: bytes, *, level: int) -> list[bytes]:
+    """Return the 256 slots of a node of the expected level, or raise Corrupt."""
+    if len(data) < NODE_HEAD.size:
+        raise format.corrupt("of a disk map", "a node is cut off", kind="map-corrupt")
+    magic, version, found_level, count, bitmap = NODE_HEAD.unpack_from(data)
+    bits = int.from_bytes(bitmap, "little")
+    if (
+        magic != NODE_MAGIC
+        or version != format.VERSION
+        or found_level != level
+        or count == 0
+        or count != bits.bit_count()
+        or len(data) != NODE_HEAD.size + count * ID_LENGTH
+    ):
+        raise format.corrupt(
+            "of a disk map", f"a node is not one of level {level}", kind="map-corrupt"
+        )
+    slots = [ZERO_ID] * FAN_OUT
+    position = NODE_HEAD.size
+    for index in range(FAN_OUT):
+        if bits >> index & 1:
+            slots[index] = data[position : position + ID_LENGTH]
+            position += ID_LENGTH
+    if slots.count(ZERO_ID) != FAN_OUT - count:
+        raise format.corrupt("of a disk map", "a node spells out a zero id", kind="map-corrupt")
+    return slots
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring chunks: `count` zero ones where `ids` is empty, else those with the ids."""
+
+    start: int
+    count: int
+    ids: tuple[bytes, ...] = ()
+
+
+class MapReader:
+    """Reads one disk's map. Holds one node for each level; cheap when asked in ascending order."""
+
+    def __init__(self, root: bytes, *, chunk_count: int, load: LoadNode) -> None:
+        self.root = root
+        self.chunk_count = chunk_count
+        self.level = level_of(chunk_count)
+        self._load = load
+        self._cached: list[tuple[int, list[bytes]] | None] = [None] * (self.level + 1)
+
+    def get(self, index: int) -> bytes:
+        """Return the id of a chunk; the zero id for zeros and beyond the end of the disk."""
+        if not 0 <= index < self.chunk_count:
+            return ZERO_ID
+        slots = self.slots(0, index >> FAN_OUT_BITS)
+        return slots[index % FAN_OUT] if slots else ZERO_ID
+
+    def slots(self, level: int, node_index: int) -> list[bytes] | None:
+        """Return a node's slots, or None where the subtree is zero. Callers do not change them."""
+        cached = self._cached[level]
+        if cached is not None and cached[0] == node_index:
+            return cached[1]
+        if level == self.level:
+            node_id = self.root if node_index == 0 else ZERO_ID
+        else:
+            parent = self.slots(level + 1, node_index >> FAN_OUT_BITS)
+            node_id = parent[node_index % FAN_OUT] if parent else ZERO_ID
+        if node_id == ZERO_ID:
+            return None
+        slots = decode_node(self._load(node_id), level=level)
+        self._cached[level] = (node_index, slots)
+        return slots
+
+    def list_runs(self, start: int = 0, end: int | None = None) -> Iterator[Run]:
+        """Yield runs that cover chunks `start` to `end` in order; at most a leaf's at a time.
+
+        Subtrees of zeros are passed over in one run each, whatever their size.
+        """
+        index = start
+        end = self.chunk_count if end is None else min(end, self.chunk_count)
+        while index < end:
+            run = self._run_at(index, end)
+            yield run
+            index += run.count
+
+    def _run_at(self, index: int, end: int) -> Run:
+        for level in range(self.level, -1, -1):
+            slots = self.slots(level, index >> FAN_OUT_BITS * (level + 1))
+            slot = index >> FAN_OUT_BITS * level
+            if slots is None:  # only the root can be missing: slots above were looked at
+                return Run(index, end - index)
+            if slots[slot % FAN_OUT] == ZERO_ID:
+                last = slot % FAN_OUT + 1
+                while last < FAN_OUT and slots[last] == ZERO_ID:
+                    last += 1
+                until = (slot - slot % FAN_OUT + last) << FAN_OUT_BITS * level
+                return Run(index, min(until, end) - index)
+        leaf = self.slots(0, index >> FAN_OUT_BITS)
+        assert leaf is not None, "its parent's slot is not zero"
+        first = last = index % FAN_OUT
+        limit = min(FAN_OUT, first + end - index)
+        while last < limit and leaf[last] != ZERO_ID:
+            last += 1
+        return Run(index, last - first, tuple(leaf[first:last]))
+
+
+@dataclass(slots=True)
+class _OpenNode:
+    index: int
+    base: bytes  # the node's id in the parent's map, or zero
+    slots: list[bytes]
+
+
+class MapBuilder:
+    """Builds a disk's map from changes in ascending order, on nothing or on a parent's map.
+
+    Holds one node for each level. What no change touches keeps the parent's nodes, unread.
+
+    Args:
+        chunk_count: of the disk now.
+        load: gives the bytes of a node of the parent's map.
+        store: takes the bytes of a new node and returns its id.
+        parent: root and chunk count of the map to build on; a smaller one is lifted.
+    """
+
+    def __init__(
+        self,
+        chunk_count: int,
+        *,
+        load: LoadNode,
+        store: StoreNode,
+        parent: tuple[bytes, int] | None = None,
+    ) -> None:
+        self._count = chunk_count
+        self._load = load
+        self._store = store
+        self._level = level_of(chunk_count)
+        self._open: list[_OpenNode | None] = [None] * (self._level + 1)
+        self._base_root, base_count = parent or (ZERO_ID, 0)
+        self._base_level = level_of(base_count)
+        assert base_count <= chunk_count, "a map cannot shrink"
+        self.position = 0  # the first chunk that may still be set
+        if self._base_root != ZERO_ID and self._base_level < self._level:
+            self._descend(self._base_level + 1, 0)  # or a change far behind would lose the parent
+
+    def put(self, index: int, chunk_id: bytes) -> None:
+        """Set one chunk's id."""
+        assert self.position <= index < self._count, f"chunk {index} after {self.position}"
+        self._assign(0, index, chunk_id)
+        self.position = index + 1
+
+    def put_zero(self, start: int, count: int) -> None:
+        """Set neighbouring chunks to zero, in whole subtrees where it can."""
+        end = start + count
+        assert self.position <= start and end <= self._count, f"chunks {start} to {end}"
+        while start < end:
+            level = 0
+            while level < self._level and self._covers(start, end, level + 1):
+                level += 1
+            self._assign(level, start >> FAN_OUT_BITS * level, ZERO_ID)
+            start += FAN_OUT**level
+        self.position = end
+
+    def _covers(self, start: int, end: int, level: int) -> bool:
+        """Return whether the chunks hold a whole subtree at a level, or all that the disk has of it."""
+        width: int = FAN_OUT**level
+        return start % width == 0 and min(start + width, self._count) <= end
+
+    def finish(self) -> bytes:
+        """Close all nodes and return the root's id."""
+        if self._open[self._level] is None and self._base_level == self._level:
+            return self._base_root
+        self._descend(self._level, 0)
+        root = ZERO_ID
+        for level in range(self._level + 1):
+            root = self._close(level)
+        return root
+
+    def _assign(self, level: int, slot: int, slot_id: bytes) -> None:
+        node = self._descend(level, slot >> FAN_OUT_BITS)
+        node.slots[slot % FAN_OUT] = slot_id
+
+    def _descend(self, level: int, node_index: int) -> _OpenNode:
+        """Open the path from the root to a node, closing what lies before it."""
+        for at in range(self._level, level - 1, -1):
+            wanted = node_index >> FAN_OUT_BITS * (at - level)
+            node = self._open[at]
+            if node is None or node.index != wanted:
+                for lower in range(at + 1):
+                    self._close(lower)
+                self._open[at] = self._opened(at, wanted)
+        found = self._open[level]
+        assert found is not None, "just opened"
+        return found
+
+    def _opened(self, level: int, index: int) -> _OpenNode:
+        base = self._base_id(level, index)
+        if base != ZERO_ID:
+            return _OpenNode(index, base, decode_node(self._load(base), level=level))
+        slots = [ZERO_ID] * FAN_OUT
+        if index == 0 and level == self._base_level + 1:
+            slots[0] = self._base_root  # a grown disk: the parent's whole map is its first subtree
+        return _OpenNode(index, ZERO_ID, slots)
+
+    def _base_id(self, level: int, index: int) -> bytes:
+        if level == self._level or level > self._base_level:
+            return self._base_root if level == self._base_level and index == 0 else ZERO_ID
+        above = self._open[level + 1]
+        assert above is not None, "opened from the root downwards"
+        return above.slots[index % FAN_OUT]
+
+    def _close(self, level: int) -> bytes:
+        """Store an open node if it is new, and tell its parent's slot."""
+        node = self._open[level]
+        if node is None:
+            return ZERO_ID
+        self._open[level] = None
+        node_id = ZERO_ID
+        if any(slot != ZERO_ID for slot in node.slots):
+            data = encode_node(level, node.slots)
+            node_id = self._store(data)
+        if level < self._level:
+            above = self._open[level + 1]
+            assert above is not None, "a parent stays open longer than its children"
+            above.slots[node.index % FAN_OUT] = node_id
+        return node_id

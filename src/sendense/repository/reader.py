@@ -1,0 +1,243 @@
+"""Reading one disk of a backup: planned in disk order, coalesced by pack, decoded in threads.
+
+Never returns wrong bytes: every chunk is hashed and compared with its id.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from sendense.core import extent, units
+from sendense.core.errors import NotFound
+from sendense.core.extent import Extent
+from sendense.repository import format, pack
+from sendense.repository.chunk import ZERO_ID
+from sendense.repository.diskmap import LoadNode, MapReader
+from sendense.repository.index import Place
+from sendense.repository.manifest import DiskRecord
+from sendense.repository.segments import Segments
+from sendense.repository.storage.base import Storage
+
+READS_IN_FLIGHT_MAX = 16  # ranged reads: what an object store needs to fill a fast link
+BYTES_IN_FLIGHT_MAX = 64 * units.MIB  # plain bytes decoded or about to be, and not yet consumed
+READ_BYTES_MAX = 4 * units.MIB  # of one ranged read; small enough that 16 fit the bound above
+GAP_BYTES_MAX = 128 * units.KIB  # reading over a gap this small is cheaper than a second request
+WINDOW_CHUNKS = 1 << 10  # chunks planned together: 512 MiB of disk
+THREADS_DEFAULT = 4
+CACHE_BYTES = 16 * units.MIB  # of decoded chunks, for small reads nearby
+
+Piece = tuple[int, int, int]  # offset in the disk, first byte within the chunk, length
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """A chunk, where it lies, and the pieces of the disk that it fills."""
+
+    id: bytes
+    place: Place
+    pieces: list[Piece]
+
+
+class DiskReader:
+    """One disk of one backup. `read_chunks` for much in order, `read` for little anywhere.
+
+    Safe for one thread at a time. Use as a context manager: closing ends the reader's session.
+    """
+
+    def __init__(
+        self,
+        disk: DiskRecord,
+        *,
+        storage: Storage,
+        segments: Segments,
+        load_node: LoadNode,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.disk = disk
+        self._storage = storage
+        self._segments = segments
+        self._map = MapReader(disk.root, chunk_count=disk.chunk_count, load=load_node)
+        self._cache: OrderedDict[bytes, bytes] = OrderedDict()
+        self._on_close = on_close
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the disk."""
+        return self.disk.size_bytes
+
+    def list_extents(self) -> Iterator[Extent]:
+        """Yield extents that cover the disk in order; zero chunks and subtrees are `zero`."""
+        return extent.merge(self._list_runs())
+
+    def _list_runs(self) -> Iterator[Extent]:
+        size = self.disk.chunk_size
+        for run in self._map.list_runs():
+            start = run.start * size
+            end = min(start + run.count * size, self.size_bytes)
+            yield Extent(start, end - start, zero=not run.ids)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the disk. Raises Corrupt rather than return a wrong one."""
+        assert 0 <= offset <= offset + length <= self.size_bytes, f"{offset}+{length}"
+        parts = []
+        for piece in (
+            extent.split(Extent(offset, length), unit=self.disk.chunk_size) if length else ()
+        ):
+            index, within = divmod(piece.start, self.disk.chunk_size)
+            chunk_id = self._map.get(index)
+            if chunk_id == ZERO_ID:
+                parts.append(bytes(piece.length))
+            else:
+                data = self._get_chunk(chunk_id, self.disk.chunk_length(index))
+                parts.append(data[within : within + piece.length])
+        return b"".join(parts)
+
+    def read_chunks(
+        self, extents: Iterable[Extent] | None = None, *, threads: int = THREADS_DEFAULT
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, bytes) that fill the extents; without any, the whole disk.
+
+        Zeros are left out: what nothing is yielded for reads as zeros, and so do extents marked
+        `zero`. Offsets come roughly, not exactly, in ascending order. Bounded in bytes whatever
+        the size; reading goes on while the caller works. Raises Corrupt.
+        """
+        workers = min(threads, READS_IN_FLIGHT_MAX)
+        executor = ThreadPoolExecutor(workers, thread_name_prefix="read")
+        jobs: deque[tuple[int, Future[list[tuple[int, bytes]]]]] = deque()
+        in_flight = 0
+        try:
+            for group in self._plan(self.list_extents() if extents is None else extents):
+                size = sum(wanted.place.plain_length for wanted in group)
+                while jobs and (
+                    in_flight + size > BYTES_IN_FLIGHT_MAX or len(jobs) >= READS_IN_FLIGHT_MAX
+                ):
+                    done_size, job = jobs.popleft()
+                    yield from job.result()
+                    in_flight -= done_size
+                jobs.append((size, executor.submit(self._read_group, group)))
+                in_flight += size
+            while jobs:
+                yield from jobs.popleft()[1].result()
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """End the reader's session; the disk must not be read any more."""
+        self._cache.clear()
+        self._on_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _plan(self, extents: Iterable[Extent]) -> Iterator[list[_Wanted]]:
+        """Yield groups of chunks that lie near each other in one pack."""
+        window: dict[bytes, list[Piece]] = {}
+        for chunk_id, piece in self._pieces(extents):
+            window.setdefault(chunk_id, []).append(piece)
+            if len(window) >= WINDOW_CHUNKS:
+                yield from self._groups(window)
+                window = {}
+        yield from self._groups(window)
+
+    def _pieces(self, extents: Iterable[Extent]) -> Iterator[tuple[bytes, Piece]]:
+        size = self.disk.chunk_size
+        for wanted in extents:
+            if wanted.zero:
+                continue
+            first, end = wanted.start // size, -(-wanted.end // size)
+            for run in self._map.list_runs(first, end):
+                for number, chunk_id in enumerate(run.ids):
+                    begin = (run.start + number) * size
+                    start = max(begin, wanted.start)
+                    length = min(begin + size, wanted.end) - start
+                    yield chunk_id, (start, start - begin, length)
+
+    def _groups(self, window: dict[bytes, list[Piece]]) -> Iterator[list[_Wanted]]:
+        """Yield the chunks of a window as ranged reads, in order of first use of each pack."""
+        ids = list(window)
+        by_pack: dict[bytes, list[_Wanted]] = {}
+        for chunk_id, place in zip(ids, self._segments.locate(ids), strict=True):
+            by_pack.setdefault(place.pack.id, []).append(_Wanted(chunk_id, place, window[chunk_id]))
+        for wanted in by_pack.values():
+            wanted.sort(key=lambda one: one.place.offset)
+            yield from _coalesced(wanted)
+
+    def _read_group(self, group: Sequence[_Wanted]) -> list[tuple[int, bytes]]:
+        """Read one range and decode its chunks; on a reading thread."""
+        try:
+            data = _read_range(self._storage, group)
+        except NotFound:
+            # A collector may have moved the chunks since the index was read: look again, once.
+            self._segments.refresh()
+            places = self._segments.locate([one.id for one in group])
+            return [
+                filled
+                for one, place in zip(group, places, strict=True)
+                for filled in self._fill(one, _read_range(self._storage, [_moved(one, place)]), 0)
+            ]
+        start = group[0].place.offset
+        return [
+            filled for one in group for filled in self._fill(one, data, one.place.offset - start)
+        ]
+
+    def _fill(self, one: _Wanted, data: memoryview, at: int) -> Iterator[tuple[int, bytes]]:
+        blob = data[at : at + pack.BLOB.size + one.place.stored_length]
+        plain = pack.open_blob(blob, one.id, name=one.place.pack.name)
+        for offset, within, length in one.pieces:
+            if within + length > len(plain):
+                raise format.corrupt(
+                    one.place.pack.name, f"chunk {one.id.hex()} has only {len(plain)} bytes"
+                )
+            yield offset, plain if length == len(plain) else plain[within : within + length]
+
+    def _get_chunk(self, chunk_id: bytes, length: int) -> bytes:
+        if chunk_id in self._cache:
+            self._cache.move_to_end(chunk_id)
+            return self._cache[chunk_id]
+        place = self._segments.locate([chunk_id])[0]
+        ((_, data),) = self._read_group([_Wanted(chunk_id, place, [(0, 0, length)])])
+        self._cache[chunk_id] = data
+        while len(self._cache) * self.disk.chunk_size > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return data
+
+
+def _moved(one: _Wanted, place: Place) -> _Wanted:
+    return _Wanted(one.id, place, one.pieces)
+
+
+def _coalesced(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
+    """Yield neighbours in one pack as groups, each for one ranged read."""
+    group: list[_Wanted] = []
+    for one in wanted:
+        if group:
+            gap = one.place.offset - _end(group[-1])
+            size = _end(one) - group[0].place.offset
+            plain = sum(member.place.plain_length for member in group)
+            if gap > GAP_BYTES_MAX or max(size, plain) > READ_BYTES_MAX:
+                yield group
+                group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def _end(one: _Wanted) -> int:
+    return one.place.offset + pack.BLOB.size + one.place.stored_length
+
+
+def _read_range(storage: Storage, group: Sequence[_Wanted]) -> memoryview:
+    start = group[0].place.offset
+    length = _end(group[-1]) - start
+    return memoryview(storage.get_range(group[0].place.pack.name, start, length))

@@ -1,0 +1,302 @@
+"""Storage in a directory: local file systems, and NFS or SMB once mounted.
+
+Durability: a temporary file in the same folder, written and synced, then linked to its name
+(link(2) never replaces), then the folder synced, and the parents of folders that are new. A file
+whose sync fails is condemned, for the kernel may have dropped its dirty pages.
+
+Every path is opened folder by folder without following links, so neither a hostile name nor a
+link planted in the directory leads out of it.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sendense.core.errors import (
+    Corrupt,
+    Denied,
+    Exists,
+    NoSpace,
+    NotFound,
+    SendenseError,
+    Unavailable,
+)
+from sendense.repository.storage import base
+from sendense.repository.storage.base import Buffer, Capacity, StoredObject
+
+TEMPORARY_PREFIX = ".tmp-"  # no object's name may start with a dot, so listings can tell
+BUFFERS_PER_WRITE = 512  # below IOV_MAX, which is 1024 on Linux
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LocalStorage:
+    """Objects as files below one directory, which must exist.
+
+    Raises NotFound (kind `repository-missing`) where there is no such directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._durable_folders: set[str] = set()  # at most the 512 fan-out folders and sessions'
+        try:
+            self._root = os.open(path, _FOLDER & ~os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(
+                f"there is no folder {path}",
+                hint="create the folder, or mount the file system it lies on",
+                kind="repository-missing",
+                path=str(path),
+            ) from None
+        except OSError as error:
+            raise _translated(error, str(path)) from error
+
+    def put_if_absent(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
+        """Store an object; see Storage."""
+        folder_name, leaf = _split(name)
+        with self._translating(name), self._folder(folder_name, create=True) as folder:
+            temporary = TEMPORARY_PREFIX + secrets.token_hex(8)
+            file = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
+            try:
+                try:
+                    _write_all(file, base.buffers_of(data))
+                    os.fsync(file)
+                finally:
+                    os.close(file)  # NFS reports a failed write as late as here
+                self._link(temporary, leaf, folder)
+            finally:
+                with contextlib.suppress(OSError):  # a leftover is harmless, the error is not
+                    os.unlink(temporary, dir_fd=folder)
+            os.fsync(folder)
+
+    @staticmethod
+    def _link(temporary: str, leaf: str, folder: int) -> None:
+        try:
+            os.link(temporary, leaf, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            # NFS repeats a link whose answer was lost, and reports the repetition.
+            mine = os.stat(temporary, dir_fd=folder, follow_symlinks=False)
+            if not os.path.samestat(mine, os.stat(leaf, dir_fd=folder, follow_symlinks=False)):
+                os.fsync(folder)  # the caller may rely on what it finds under the name
+                raise
+
+    def get(self, name: str) -> bytes:
+        """Return an object's bytes; see Storage."""
+        with self._translating(name), self._file(name) as file:
+            return _read_all(file, 0, os.fstat(file).st_size, name)
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """Return part of an object; see Storage."""
+        with self._translating(name), self._file(name) as file:
+            if os.fstat(file).st_size < offset + length:
+                raise _truncated(name, offset + length)
+            return _read_all(file, offset, length, name)
+
+    def map(self, name: str) -> memoryview:
+        """Return a view backed by the file; see Storage."""
+        with self._translating(name), self._file(name) as file:
+            size = os.fstat(file).st_size
+            if size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file, size, access=mmap.ACCESS_READ))
+
+    def size(self, name: str) -> int:
+        """Return an object's size; see Storage."""
+        with self._translating(name), self._file(name) as file:
+            return os.fstat(file).st_size
+
+    def list_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield objects by name; see Storage."""
+        folder_name = prefix.rpartition("/")[0]
+        if folder_name:
+            base.check_name(folder_name)
+        for found in self._walk(folder_name):
+            if found.name.startswith(prefix):
+                yield found
+
+    def list_top(self) -> list[str]:
+        """Return the directory's entries but temporary files and `lost+found`; see Storage."""
+        with self._translating(str(self.path)):
+            found = os.listdir(self._root)
+        return sorted(name for name in found if name != "lost+found" and not _is_temporary(name))
+
+    def delete(self, name: str) -> None:
+        """Remove an object; see Storage. The folder stays."""
+        folder_name, leaf = _split(name)
+        with self._translating(name), self._folder(folder_name, create=False) as folder:
+            os.unlink(leaf, dir_fd=folder)
+            os.fsync(folder)
+
+    def capacity(self) -> Capacity | None:
+        """Return the file system's size and what an unprivileged user may still write."""
+        with self._translating(str(self.path)):
+            figures = os.fstatvfs(self._root)
+        return Capacity(
+            total_bytes=figures.f_blocks * figures.f_frsize,
+            free_bytes=figures.f_bavail * figures.f_frsize,
+        )
+
+    def close(self) -> None:
+        """Let go of the directory; see Storage."""
+        with self._lock:
+            if self._root >= 0:
+                os.close(self._root)
+                self._root = -1
+
+    def _walk(self, folder_name: str) -> Iterator[StoredObject]:
+        """Yield all objects below a folder; folders are ordered as if their name ended in `/`."""
+        entries: list[tuple[str, bool, int]] = []
+        try:
+            with (
+                self._translating(folder_name),
+                self._folder(folder_name, create=False) as folder,
+                os.scandir(folder) as scan,
+            ):
+                for entry in scan:
+                    if not entry.name.startswith("."):
+                        _add_entry(entries, entry)
+        except NotFound:
+            return
+        base_name = f"{folder_name}/" if folder_name else ""
+        for name, is_folder, size in sorted(entries):
+            if is_folder:
+                yield from self._walk(base_name + name.rstrip("/"))
+            else:
+                yield StoredObject(base_name + name, size)
+
+    @contextlib.contextmanager
+    def _folder(self, name: str, *, create: bool) -> Iterator[int]:
+        """Open a folder of ours step by step, following no link."""
+        current = os.dup(self._root)
+        try:
+            path = ""
+            for part in name.split("/") if name else []:
+                path = f"{path}/{part}"
+                if create and path not in self._durable_folders:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o700, dir_fd=current)
+                    os.fsync(current)
+                    with self._lock:
+                        self._durable_folders.add(path)
+                deeper = os.open(part, _FOLDER, dir_fd=current)
+                os.close(current)
+                current = deeper
+            yield current
+        finally:
+            os.close(current)
+
+    @contextlib.contextmanager
+    def _file(self, name: str) -> Iterator[int]:
+        folder_name, leaf = _split(name)
+        with self._folder(folder_name, create=False) as folder:
+            file = os.open(leaf, _READ, dir_fd=folder)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a file")
+            yield file
+        finally:
+            os.close(file)
+
+    @contextlib.contextmanager
+    def _translating(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _translated(error, name) from error
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(TEMPORARY_PREFIX)
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder_name, _, leaf = base.check_name(name).rpartition("/")
+    return folder_name, leaf
+
+
+def _add_entry(entries: list[tuple[str, bool, int]], entry: "os.DirEntry[str]") -> None:
+    if entry.is_dir(follow_symlinks=False):
+        entries.append((entry.name + "/", True, 0))
+    elif entry.is_file(follow_symlinks=False):
+        with contextlib.suppress(FileNotFoundError):  # deleted since the scan began
+            entries.append((entry.name, False, entry.stat(follow_symlinks=False).st_size))
+
+
+def _write_all(file: int, buffers: list[memoryview]) -> None:
+    while buffers:
+        batch = buffers[:BUFFERS_PER_WRITE]
+        written = os.writev(file, batch)
+        done = 0
+        while done < len(batch) and written >= len(batch[done]):
+            written -= len(batch[done])
+            done += 1
+        buffers = buffers[done:]
+        if written:
+            buffers[0] = buffers[0][written:]
+
+
+def _read_all(file: int, offset: int, length: int, name: str) -> bytes:
+    data = os.pread(file, length, offset)
+    if len(data) == length:
+        return data
+    parts = [data]
+    have = len(data)
+    while have < length:
+        part = os.pread(file, length - have, offset + have)
+        if not part:
+            raise _truncated(name, offset + length)
+        parts.append(part)
+        have += len(part)
+    return b"".join(parts)
+
+
+def _truncated(name: str, wanted: int) -> Corrupt:
+    return Corrupt(f"object {name} ends before byte {wanted}", kind="object-truncated", name=name)
+
+
+def _translated(error: OSError, name: str) -> SendenseError:
+    """Return the error of ours that says what the caller should do about the system's."""
+    text = os.strerror(error.errno).lower() if error.errno else str(error)
+    match error.errno:
+        case errno.EEXIST:
+            return Exists(f"object {name} exists already", name=name)
+        case errno.ENOENT:
+            return NotFound(f"there is no object {name}", kind="object-missing", name=name)
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoSpace(
+                f"no room for {name}: {text}",
+                hint="free space where the repository lies, or raise its quota",
+                kind="repository-full",
+                name=name,
+            )
+        case errno.EROFS:
+            return Denied(
+                f"cannot write {name}: {text}",
+                hint="mount the file system for writing",
+                kind="repository-read-only",
+                name=name,
+            )
+        case errno.EACCES | errno.EPERM:
+            return Denied(
+                f"may not use {name}: {text}",
+                hint="give the user that runs the program access to the repository's folder",
+                kind="repository-denied",
+                name=name,
+            )
+        case errno.ELOOP | errno.ENOTDIR:
+            return Denied(
+                f"{name} leads through a link or a file",
+                hint="a repository holds plain folders and files only; remove the link",
+                kind="repository-link",
+                name=name,
+            )
+        case _:
+            return Unavailable(f"cannot use {name}: {text}", kind="storage-failed", name=name)

@@ -1,0 +1,445 @@
+"""Writing one disk: chunks into packs, ids into a disk map, checkpoints on the way.
+
+A writer is used by one thread. Packs are verified and put by another one behind it, so that the
+disk's latency does not add to the reading's.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from sendense.core.clock import Clock
+from sendense.core.errors import Corrupt, Exists, Invalid, NotFound
+from sendense.core.ids import IdSource
+from sendense.repository import format, pack, record, segments, session
+from sendense.repository import index as index_module
+from sendense.repository.checkpoints import Checkpoints
+from sendense.repository.chunk import ID_LENGTH, ZERO_ID, Codec
+from sendense.repository.diskmap import MapBuilder, MapReader
+from sendense.repository.format import Frame
+from sendense.repository.index import Segment, SessionIndex
+from sendense.repository.manifest import DiskIdentity, DiskRecord, DiskTotals, Mode
+from sendense.repository.pack import BlobType, Kind, PackBuilder, PackRef, SealedPack
+from sendense.repository.segments import Segments
+from sendense.repository.session import Attempt, CheckpointPack, Done, MapRun
+from sendense.repository.storage.base import Buffer, Storage
+from sendense.repository.uploader import Uploader
+
+RUNS_MAX = 1 << 14  # runs of a checkpoint: bounds it where nothing new seals a pack
+IDS_MAX = 1 << 16  # ids of a checkpoint: 2 MiB
+VERIFY_BATCH = 1 << 12  # ids said to be known, looked up together
+
+
+class Place(Protocol):
+    """What a writer needs of its repository."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where objects go."""
+        ...
+
+    @property
+    def segments(self) -> Segments:
+        """The index of all that is committed."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        ...
+
+    @property
+    def ids(self) -> IdSource:
+        """Randomness."""
+        ...
+
+    def get_node(self, node_id: bytes) -> bytes:
+        """Return the bytes of a disk map's node."""
+        ...
+
+    def require_room(self, size: int) -> None:
+        """Raise NoSpace where storing so many bytes would touch the reserve."""
+        ...
+
+
+class DiskWriter:
+    """Writes one disk of one session. Use as a context manager; `finish` makes it count.
+
+    Calls come in ascending order of chunk index from one thread. A chunk never mentioned keeps the
+    parent's id where the mode is incremental, and is zero where it is full. Whatever is raised,
+    what checkpoints hold stays and the next writer of the same attempt goes on from there.
+
+    Attributes:
+        resume_index: chunks below it are durable from an earlier process; begin there.
+    """
+
+    def __init__(
+        self, place: Place, session_id: str, attempt: Attempt, parent: DiskRecord | None
+    ) -> None:
+        self._place = place
+        self._session_id = session_id
+        self._attempt = attempt
+        self._parent = parent
+        self._index = SessionIndex()
+        self._own_segments: list[Segment] = []
+        self._segment_count = 0
+        self._parent_map = self._open_parent(parent)
+        self._checkpoints = Checkpoints(place.storage, session_id, attempt, place.clock)
+        self._begin()
+        self._checkpoints.take_over()
+        try:
+            self._replay()
+        except (Corrupt, NotFound):
+            # Checkpoints save time, never data: where they do not hold, begin anew.
+            self._checkpoints.take_over(discard=True)
+            self._begin()
+        self.resume_index = self._map.position
+        self._uploader = Uploader()
+
+    def _begin(self) -> None:
+        """Set everything to the start of the disk."""
+        self._index = SessionIndex()
+        self._builders: dict[Kind, PackBuilder | None] = {Kind.DATA: None, Kind.META: None}
+        self._ordinals: dict[Kind, int] = {}
+        self._log: list[tuple[int, int, list[bytes]]] = []
+        self._log_ids = 0
+        self._unverified: list[bytes] = []
+        self._bytes_stored = 0
+        parent = self._parent if self._attempt.mode is Mode.INCREMENTAL else None
+        self._seam = self._find_seam(parent)
+        self._map = MapBuilder(
+            self.chunk_count,
+            load=self._place.get_node,
+            store=self._store_node,
+            parent=(parent.root, parent.chunk_count) if parent else None,
+        )
+
+    def _find_seam(self, parent: DiskRecord | None) -> int | None:
+        """Return the chunk that was the parent's short last one and is longer now, or None."""
+        if parent is None or self.disk.size_bytes == parent.size_bytes:
+            return None
+        return parent.chunk_count - 1 if parent.size_bytes % self.chunk_size else None
+
+    def _open_parent(self, parent: DiskRecord | None) -> MapReader | None:
+        if parent is None or parent.chunk_size != self.chunk_size:
+            return None
+        return MapReader(parent.root, chunk_count=parent.chunk_count, load=self._place.get_node)
+
+    @property
+    def disk(self) -> DiskIdentity:
+        """The disk being written."""
+        return self._attempt.disk
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of every chunk but the last."""
+        return self._attempt.chunk_size
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of chunks of the disk."""
+        return -(-self.disk.size_bytes // self.chunk_size)
+
+    def chunk_length(self, index: int) -> int:
+        """Return the plain length of a chunk."""
+        return min(self.chunk_size, self.disk.size_bytes - index * self.chunk_size)
+
+    def parent_id(self, index: int) -> bytes | None:
+        """Return the id at the same place of the parent's map; None without a parent to compare.
+
+        Cheap when asked in ascending order. From the one thread that writes.
+        """
+        return self._parent_map.get(index) if self._parent_map else None
+
+    def find_known(self, ids: Sequence[bytes]) -> list[bool]:
+        """Return for each id whether the repository or this writer holds it already.
+
+        One look-up for many ids is far cheaper than many for one. From the one thread that writes.
+        """
+        if not ids:
+            return []
+        known = self._index.find_known(ids) | self._place.segments.find_known(ids)
+        for segment in self._own_segments:
+            known |= segment.find(index_module.Ids.of(ids)) >= 0
+        return [bool(flag) for flag in known]
+
+    def put_zero(self, start: int, count: int = 1) -> None:
+        """Say that chunks are zeros. Costs next to nothing, whatever the count."""
+        self._map.put_zero(start, count)
+        self._remember(start, count, [])
+
+    def put_known(self, index: int, chunk_id: bytes) -> None:
+        """Say that a chunk has an id for which `find_known` or `parent_id` answered.
+
+        Raises Invalid, now or later, where the repository does not hold it after all.
+        """
+        assert chunk_id != ZERO_ID, "chunks of zeros are put by put_zero"
+        self._unverified.append(chunk_id)
+        if len(self._unverified) >= VERIFY_BATCH:
+            self._verify_known()
+        self._put_id(index, chunk_id)
+
+    def put_chunk(
+        self, index: int, chunk_id: bytes, codec: Codec, stored: Buffer, plain_length: int
+    ) -> bool:
+        """Store a chunk. `stored` must not change afterwards.
+
+        Returns False where the same chunk was stored a moment ago and nothing was added.
+        """
+        assert chunk_id != ZERO_ID, "no chunk hashes to the zero id"
+        if plain_length != self.chunk_length(index) or not 0 < len(stored) <= plain_length:
+            raise Invalid(
+                f"chunk {index} has {plain_length} bytes, not {self.chunk_length(index)}",
+                kind="chunk-length-invalid",
+            )
+        is_new = not self._index.is_recent(chunk_id)
+        if is_new:
+            self._add(Kind.DATA, BlobType.CHUNK, codec, chunk_id, stored, plain_length)
+            self._bytes_stored += pack.BLOB.size + len(stored)
+        self._put_id(index, chunk_id)
+        if self._is_full(Kind.DATA):
+            self._checkpoint()
+            self._spill()
+        return is_new
+
+    def finish(self, totals: DiskTotals) -> DiskRecord:
+        """Make the disk durable and return its record for the manifest.
+
+        Idempotent: where the disk was finished before at this moment, that record is returned.
+        """
+        self._verify_known()
+        self._check_growth()
+        self._map_root = self._map.finish()
+        for kind in Kind:
+            self._flush(kind)
+        self._uploader.drain()
+        if len(self._index):
+            self._put_segment()
+        done = Done(self._session_id, self._record(totals), tuple(self._segment_names()))
+        name = session.done_name(self._session_id, self.disk.key, self._attempt.moment)
+        try:
+            self._place.storage.put_if_absent(
+                name, format.seal_frame(Frame.DONE, record.dump(done))
+            )
+        except Exists:
+            found = session.find_done(
+                self._place.storage, self._session_id, self.disk.key, self._attempt.moment
+            )
+            if found is None:
+                raise
+            return found.disk
+        return done.disk
+
+    def close(self) -> None:
+        """Stop putting packs and let go. What checkpoints hold stays for the next writer."""
+        self._uploader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # From here on: how it works inside.
+
+    def _put_id(self, index: int, chunk_id: bytes) -> None:
+        self._map.put(index, chunk_id)
+        self._remember(index, 1, [chunk_id])
+
+    def _remember(self, start: int, count: int, ids: list[bytes]) -> None:
+        """Note a change of the map for the next checkpoint."""
+        self._pass_seam(start, count)
+        last = self._log[-1] if self._log else None
+        if last and last[0] + last[1] == start and bool(last[2]) == bool(ids):
+            last[2].extend(ids)
+            self._log[-1] = (last[0], last[1] + count, last[2])
+        else:
+            self._log.append((start, count, ids))
+        self._log_ids += len(ids)
+        if len(self._log) >= RUNS_MAX or self._log_ids >= IDS_MAX:
+            self._checkpoint()
+
+    def _pass_seam(self, start: int, count: int) -> None:
+        if self._seam is not None and start <= self._seam < start + count:
+            self._seam = None
+
+    def _checkpoint(self) -> None:
+        """Seal the data pack, and behind it put a checkpoint of all up to here."""
+        # Before the checkpoint relies on them, not after.
+        self._verify_known()
+        runs = [MapRun(start, count, b"".join(ids)) for start, count, ids in self._log]
+        self._log, self._log_ids = [], 0
+        position, bytes_stored = self._map.position, self._bytes_stored
+
+        def put(refs: tuple[PackRef, ...]) -> None:
+            self._checkpoints.put(
+                runs,
+                resume_index=position,
+                bytes_stored=bytes_stored,
+                packs=tuple(CheckpointPack(ref.id, ref.size) for ref in refs),
+            )
+
+        builder = self._builders[Kind.DATA]
+        if builder is None:
+            self._uploader.submit(lambda: put(()))
+        else:
+            ordinal = self._ordinals[Kind.DATA]
+            self._builders[Kind.DATA] = None
+            self._uploader.submit(lambda: put((self._put_pack(builder, ordinal),)))
+
+    def _add(
+        self,
+        kind: Kind,
+        blob_type: BlobType,
+        codec: Codec,
+        blob_id: bytes,
+        stored: Buffer,
+        plain_length: int,
+    ) -> None:
+        builder = self._builders[kind]
+        if builder is None:
+            salt = self._place.ids.random_bytes(pack.SALT_LENGTH)
+            builder = PackBuilder(kind, session_id=self._session_id, salt=salt)
+            self._builders[kind] = builder
+            self._ordinals[kind] = len(self._index.packs)
+            self._index.packs.append(None)
+        entry = builder.add(blob_type, codec, blob_id, stored, plain_length=plain_length)
+        self._index.add(self._ordinals[kind], entry)
+
+    def _is_full(self, kind: Kind) -> bool:
+        builder = self._builders[kind]
+        target = pack.TARGET_BYTES if kind is Kind.DATA else pack.META_TARGET_BYTES
+        return builder is not None and (builder.size >= target or len(builder) >= pack.ENTRIES_MAX)
+
+    def _flush(self, kind: Kind) -> None:
+        """Put what a builder holds, without a checkpoint."""
+        builder = self._builders[kind]
+        if builder is not None:
+            ordinal = self._ordinals[kind]
+            self._builders[kind] = None
+            self._uploader.submit(lambda: _discard(self._put_pack(builder, ordinal)))
+
+    def _put_pack(self, builder: PackBuilder, ordinal: int) -> PackRef:
+        """Verify and store a pack; on the uploader's thread."""
+        sealed = builder.seal()
+        self._place.require_room(sealed.ref.size)
+        _put_once(self._place.storage, sealed)
+        self._index.packs[ordinal] = sealed.ref
+        return sealed.ref
+
+    def _store_node(self, data: bytes) -> bytes:
+        node_id = pack.identify_node(data)
+        if not self.find_known([node_id])[0]:
+            self._add(Kind.META, BlobType.NODE, Codec.RAW, node_id, data, len(data))
+            if self._is_full(Kind.META):
+                self._flush(Kind.META)
+        return node_id
+
+    def _spill(self) -> None:
+        """Turn the session's own index into a segment before it grows too large."""
+        if len(self._index) >= index_module.ENTRIES_MAX:
+            self._flush(Kind.META)
+            self._uploader.drain()
+            name = self._put_segment()
+            self._own_segments.append(segments.open_segment(self._place.storage, name))
+
+    def _put_segment(self) -> str:
+        refs = [ref for ref in self._index.packs if ref is not None]
+        assert len(refs) == len(self._index.packs), "every pack is put before it is indexed"
+        self._segment_count += 1
+        name = self._segment_names()[-1]
+        buffers = index_module.seal_segment(self._index.table(), refs, session_id=self._session_id)
+        self._place.storage.put_if_absent(name, buffers)
+        self._index.clear()
+        return name
+
+    def _segment_names(self) -> list[str]:
+        owner = self._checkpoints.owner
+        return [
+            segments.segment_name(self._session_id, self.disk.key, owner, number)
+            for number in range(1, self._segment_count + 1)
+        ]
+
+    def _verify_known(self) -> None:
+        """Look up what the caller said is known: a backup must never refer to nothing."""
+        ids, self._unverified = self._unverified, []
+        known = self.find_known(ids)
+        if not all(known):
+            missing = ids[known.index(False)].hex()
+            raise Invalid(
+                f"chunk {missing} is said to be known, but the repository does not hold it",
+                kind="chunk-unknown",
+                chunk_id=missing,
+            )
+
+    def _check_growth(self) -> None:
+        """Refuse to inherit the parent's short last chunk where the disk has grown behind it."""
+        if self._seam is not None:
+            raise Invalid(
+                f"disk {self.disk.key} has grown, but its chunk {self._seam} was not read again",
+                kind="grown-chunk-unread",
+            )
+
+    def _replay(self) -> None:
+        """Go through the inherited checkpoints as if their calls were made again."""
+        for head, runs in self._checkpoints.list_inherited():
+            for found in head.packs:
+                ordinal = len(self._index.packs)
+                self._index.packs.append(found.ref)
+                for entry in pack.read_directory(self._place.storage, found.ref):
+                    self._index.add(ordinal, entry)
+            for run in runs:
+                self._replay_run(run)
+            if head.resume_index != self._map.position:
+                raise format.corrupt("of a checkpoint", "its runs end elsewhere than it says")
+            self._bytes_stored = head.bytes_stored
+
+    def _replay_run(self, run: MapRun) -> None:
+        if run.start < self._map.position or run.start + run.count > self.chunk_count:
+            raise format.corrupt("of a checkpoint", "its runs are out of order")
+        self._pass_seam(run.start, run.count)
+        if not run.ids:
+            self._map.put_zero(run.start, run.count)
+        for number in range(len(run.ids) // ID_LENGTH):
+            start = number * ID_LENGTH
+            self._map.put(run.start + number, run.ids[start : start + ID_LENGTH])
+
+    def _record(self, totals: DiskTotals) -> DiskRecord:
+        disk = self.disk
+        return DiskRecord(
+            key=disk.key,
+            index=disk.index,
+            label=disk.label,
+            uuid=disk.uuid,
+            size_bytes=disk.size_bytes,
+            chunk_size=self.chunk_size,
+            root=self._map_root,
+            moment=self._attempt.moment,
+            lineage=disk.lineage,
+            change_id=totals.change_id,
+            parent_backup_id=self._attempt.parent_backup_id,
+            mode=totals.mode,
+            mode_reason=totals.mode_reason,
+            bytes_read=totals.bytes_read,
+            bytes_new=totals.bytes_new,
+            bytes_deduplicated=totals.bytes_deduplicated,
+            bytes_stored=self._bytes_stored,
+        )
+
+
+def _discard(_: object) -> None:
+    """Turn a job with a result into one without."""
+
+
+def _put_once(storage: Storage, sealed: SealedPack) -> None:
+    """Put a pack. Its name is random, so Exists can only be an earlier try of this very put."""
+    try:
+        storage.put_if_absent(sealed.ref.name, sealed.buffers)
+    except Exists:
+        if storage.size(sealed.ref.name) != sealed.ref.size:
+            raise
