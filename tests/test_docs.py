@@ -2,10 +2,16 @@
 
 import ast
 import re
+import shlex
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from sendense.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "sendense"
@@ -71,6 +77,23 @@ def list_console_lines() -> list[tuple[Path, str]]:
         if language == "console"
         for line in body.replace("\\\n", " ").splitlines()
         if line.startswith("$ ")
+    ]
+
+
+def find_unknown_words(words: list[str]) -> list[str]:
+    """Return which commands and options of a `sendense` command line do not exist."""
+    command: Any = typer.main.get_command(main.app)
+    for word in words:
+        children = getattr(command, "commands", {})
+        if children and not word.startswith("-"):
+            if word not in children:
+                return [f"no command {word}"]
+            command = children[word]
+    known = {name for option in command.params for name in [*option.opts, *option.secondary_opts]}
+    return [
+        f"no option {word}"
+        for word in (word.partition("=")[0] for word in words)
+        if word.startswith("-") and word not in known | {"--help", "-h", "-"}
     ]
 
 
@@ -198,6 +221,29 @@ def test_every_recipe_says_in_one_line_what_it_does() -> None:
         if RECIPE.match(line) and not line.startswith(("default", "_")):
             above = [each for each in lines[:number] if not each.startswith("[")]
             assert above[-1].startswith("# "), f"{line} has no line above that says what it does"
+
+
+def test_every_command_in_the_pages_exists() -> None:
+    lines = [(page, shlex.split(line)) for page, line in list_console_lines()]
+    ours = [(page, words) for page, words in lines if words[0] == "sendense"]
+    assert ours
+    complaints = [
+        f"{page.relative_to(ROOT)}: {complaint}"
+        for page, words in ours
+        for complaint in find_unknown_words(words[1:])
+    ]
+    assert complaints == []
+
+
+def test_every_library_is_explained_by_the_decisions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    explained = (DOCS / "decisions" / "0003-libraries.md").read_text().lower()
+    names = {re.split(r"[\[>=<]", requirement)[0].lower() for requirement in wanted}
+    # Type stubs come with what they describe.
+    assert {
+        name for name in names if not name.startswith("types-") and name not in explained
+    } == set()
 
 
 def test_the_changelog_has_a_place_for_what_is_next() -> None:
