@@ -16,7 +16,7 @@ setup:
 # Format, lint, types, layers and fast tests; under two minutes
 [no-exit-message]
 check *arguments: _static
-    pytest -m "not guest and not slow" tests/test_tidy.py tests/test_docs.py tests/unit tests/property "$@"
+    pytest -m "not guest and not slow" tests/test_tidy.py tests/test_docs.py tests/test_dev.py tests/unit tests/property "$@"
 
 # Everything CI runs; arguments go to pytest (`--long` runs the same suites deeper)
 [no-exit-message]
