@@ -58,8 +58,9 @@ class Task:
 
     Attributes:
         view: the disk in its snapshot, open.
-        open_writer: opens the disk's writer for a mode, with the parent where there is one; called
-            a second time where an incremental must become a full read.
+        open_writer: opens the disk's writer for a mode, with the parent where there is one
+            (`Repository.open_disk_writer`); closed here. Called a second time where an incremental
+            must become a full read, so that nothing an untrusted tracking said stays.
         decision: how to read the disk, as `plan.decide_mode` said.
         moment: the snapshot's; seeds the choice of chunks to sample, so that a resumed run samples
             the same ones and comes to the same end.
@@ -78,12 +79,17 @@ class Transfer:
     """What became of a disk; it is finished in its session.
 
     Attributes:
-        decision: how the disk was really read, and why. With a `suspect_reason` change tracking
-            was caught lying: raise an alarm, mark the chain.
+        record: as the commit will find it.
+        decision: how the disk was really read, and why.
     """
 
     record: DiskRecord
     decision: Decision
+
+    @property
+    def suspect_reason(self) -> str | None:
+        """Set where change tracking was caught lying: raise an alarm, mark the chain."""
+        return self.decision.suspect_reason
 
 
 def back_up_disk(
