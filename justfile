@@ -54,7 +54,22 @@ dev *arguments:
 
 # Write a migration from the difference between tables and models: ./dev migration "add labels"
 migration message:
-    alembic revision --autogenerate --message "$1"
+    #!/usr/bin/env python
+    import sys, tempfile
+    from alembic import command
+    from alembic.config import Config
+    from sendense.db import schema
+    from sendense.db.catalog import Catalog
+    config = Config()
+    config.set_main_option("script_location", str(schema.MIGRATIONS).replace("%", "%%"))
+    number = len(list((schema.MIGRATIONS / "versions").glob("[0-9]*.py"))) + 1
+    with tempfile.TemporaryDirectory() as folder:
+        catalog = Catalog(f"sqlite:///{folder}/catalog.sqlite")
+        schema.migrate(catalog)
+        with catalog.engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.revision(config, sys.argv[1], autogenerate=True, rev_id=f"{number:04}")
+        catalog.close()
 
 # Recompile requirements/ from pyproject.toml; extra arguments (--upgrade) go to uv
 lock *arguments:
