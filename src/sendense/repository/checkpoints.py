@@ -92,7 +92,9 @@ class Checkpoints:
         self._storage.put_if_absent(name, format.seal_frame(Frame.OWNER, record.dump(owner)))
 
     def _last_owner(self) -> int:
-        numbers = [_number(found.name) for found in self._storage.list_objects(f"{self._folder}owner/")]
+        numbers = [
+            _number(found.name) for found in self._storage.list_objects(f"{self._folder}owner/")
+        ]
         return max(numbers, default=0)
 
     def _inheritable(self) -> tuple[Inherited, ...]:

@@ -151,7 +151,9 @@ class Endings:
 
     def _forget(self, session_id: str) -> None:
         """Remove a session's traces, its registration last: until then a collector heeds it."""
-        names = [found.name for found in self.storage.list_objects(f"{session.FOLDER}{session_id}/")]
+        names = [
+            found.name for found in self.storage.list_objects(f"{session.FOLDER}{session_id}/")
+        ]
         for name in sorted(names, key=lambda name: "/registration-" in name):
             with contextlib.suppress(NotFound):  # somebody else tidies up too
                 self.storage.delete(name)

@@ -18,7 +18,6 @@ FAN_OUT_BITS = 8
 LEVEL_MAX = 6  # 2**56 chunks: more than any disk
 NODE_MAGIC = b"NODE"
 NODE_HEAD = struct.Struct("<4sBBH32s")
-assert NODE_HEAD.size == 40
 
 LoadNode = Callable[[bytes], bytes]  # id → plain bytes that hash to it
 StoreNode = Callable[[bytes], bytes]  # plain bytes → id
@@ -192,7 +191,7 @@ class MapBuilder:
     def put_zero(self, start: int, count: int) -> None:
         """Set neighbouring chunks to zero, in whole subtrees where it can."""
         end = start + count
-        assert self.position <= start and end <= self._count, f"chunks {start} to {end}"
+        assert self.position <= start <= end <= self._count, f"chunks {start} to {end}"
         while start < end:
             level = 0
             while level < self._level and self._covers(start, end, level + 1):
@@ -202,7 +201,7 @@ class MapBuilder:
         self.position = end
 
     def _covers(self, start: int, end: int, level: int) -> bool:
-        """Return whether the chunks hold a whole subtree at a level, or all that the disk has of it."""
+        """Return whether the chunks hold all that the disk has of a subtree at a level."""
         width: int = FAN_OUT**level
         return start % width == 0 and min(start + width, self._count) <= end
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Self
 
 from sendense.core import units
@@ -280,14 +281,7 @@ class Repository:
         session_id = f"reader-{self.ids.token(READER_TOKEN_LENGTH)}"
         name = self._register_reader(session_id, backup_id)
         try:
-            disk = self.get_backup(backup_id).find_disk(disk_key)
-            if disk is None:
-                raise NotFound(
-                    f"backup {backup_id} holds no disk {disk_key}",
-                    kind="disk-unknown",
-                    backup_id=backup_id,
-                    disk_key=disk_key,
-                )
+            disk = self._get_disk(backup_id, disk_key)
             self.segments.refresh()
         except BaseException:
             self._end_reader(name)
@@ -350,7 +344,29 @@ class Repository:
         """Let go of the storage."""
         self.storage.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     # Inside.
+
+    def _get_disk(self, backup_id: str, disk_key: int) -> DiskRecord:
+        disk = self.get_backup(backup_id).find_disk(disk_key)
+        if disk is None:
+            raise NotFound(
+                f"backup {backup_id} holds no disk {disk_key}",
+                kind="disk-unknown",
+                backup_id=backup_id,
+                disk_key=disk_key,
+            )
+        return disk
 
     def _get_parent(self, backup_id: str) -> Manifest:
         try:

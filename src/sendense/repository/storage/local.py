@@ -125,7 +125,7 @@ class LocalStorage:
     def list_top(self) -> list[str]:
         """Return the directory's entries but temporary files and `lost+found`; see Storage."""
         with self._translating(str(self.path)):
-            found = os.listdir(self._root)
+            found = os.listdir(self._root)  # noqa: PTH208 - a descriptor, not a path
         return sorted(name for name in found if name != "lost+found" and not _is_temporary(name))
 
     def delete(self, name: str) -> None:
@@ -264,39 +264,37 @@ def _truncated(name: str, wanted: int) -> Corrupt:
 
 def _translated(error: OSError, name: str) -> SendenseError:
     """Return the error of ours that says what the caller should do about the system's."""
-    text = os.strerror(error.errno).lower() if error.errno else str(error)
-    match error.errno:
-        case errno.EEXIST:
-            return Exists(f"object {name} exists already", name=name)
-        case errno.ENOENT:
-            return NotFound(f"there is no object {name}", kind="object-missing", name=name)
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoSpace(
-                f"no room for {name}: {text}",
-                hint="free space where the repository lies, or raise its quota",
-                kind="repository-full",
-                name=name,
-            )
-        case errno.EROFS:
-            return Denied(
-                f"cannot write {name}: {text}",
-                hint="mount the file system for writing",
-                kind="repository-read-only",
-                name=name,
-            )
-        case errno.EACCES | errno.EPERM:
-            return Denied(
-                f"may not use {name}: {text}",
-                hint="give the user that runs the program access to the repository's folder",
-                kind="repository-denied",
-                name=name,
-            )
-        case errno.ELOOP | errno.ENOTDIR:
-            return Denied(
-                f"{name} leads through a link or a file",
-                hint="a repository holds plain folders and files only; remove the link",
-                kind="repository-link",
-                name=name,
-            )
-        case _:
-            return Unavailable(f"cannot use {name}: {text}", kind="storage-failed", name=name)
+    number = error.errno or 0
+    if number == errno.EEXIST:
+        return Exists(f"object {name} exists already", name=name)
+    if number == errno.ENOENT:
+        return NotFound(f"there is no object {name}", kind="object-missing", name=name)
+    kind, group, hint = _MEANINGS.get(number, ("storage-failed", Unavailable, ""))
+    text = os.strerror(number).lower() if number else str(error)
+    return group(f"cannot use {name}: {text}", hint=hint, kind=kind, name=name)
+
+
+_FULL = (
+    "repository-full",
+    NoSpace,
+    "free space where the repository lies, or raise its quota",
+)
+_DENIED = (
+    "repository-denied",
+    Denied,
+    "give the user that runs the program access to the repository's folder",
+)
+_LINK = (
+    "repository-link",
+    Denied,
+    "a repository holds plain folders and files only; remove the link",
+)
+_MEANINGS: dict[int, tuple[str, type[SendenseError], str]] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: ("repository-read-only", Denied, "mount the file system for writing"),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ELOOP: _LINK,
+    errno.ENOTDIR: _LINK,
+}
