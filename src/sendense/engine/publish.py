@@ -116,9 +116,8 @@ def target_exists(path: Path) -> Exists:
     )
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
@@ -126,6 +125,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _name(hidden: Path, path: Path, *, overwrite: bool) -> None:
+    _sync(hidden, os.O_RDONLY | os.O_NOFOLLOW)
     if overwrite:
         check_target(path, overwrite=True)
         hidden.replace(path)
@@ -138,7 +138,7 @@ def _name(hidden: Path, path: Path, *, overwrite: bool) -> None:
             if error.errno not in _NO_LINKS:
                 raise
             _name_without_links(hidden, path)
-    sync_folder(path.parent)
+    _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _name_without_links(hidden: Path, path: Path) -> None:
