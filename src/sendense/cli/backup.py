@@ -133,8 +133,7 @@ def list_backups(  # noqa: PLR0913, PLR0917 - a command's options are its parame
         limit=limit,
         offset=offset,
     )
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     print_backups(session, answer.data)
 
@@ -143,8 +142,7 @@ def list_backups(  # noqa: PLR0913, PLR0917 - a command's options are its parame
 def show(session: Session, backup: BackupArgument) -> None:
     """Show everything about one backup."""
     answer = session.api.get("backups", backup)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_backup(session, answer.data)
 
@@ -166,8 +164,7 @@ def chain(
     repository_id = lookup.find_id(session.api, "repositories", repository) if repository else None
     vm_id = lookup.find_id(session.api, "vms", vm)  # a name may hold a slash, a path may not
     answer = session.api.get("backups", vm_id, "chain", disk_id=disk, repository_id=repository_id)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     chains = answer.data.get("chains", [answer.data])
     if not chains:
@@ -195,9 +192,7 @@ def delete(
         asked = f"of VM {data.get('vm_name')} from {text.moment(data.get('created_at'))} UTC"
         session.output.confirm(f"Delete backup {backup} {asked}?", yes=yes)
     answer = session.api.delete("backups", backup)
-    if session.output.as_json:
-        if answer.text:
-            session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"backup {backup} deleted")
 
@@ -207,8 +202,7 @@ def cancel(session: Session, backup: BackupArgument) -> None:
     """Stop a backup that waits or runs; nothing of it is kept."""
     job_id = session.api.get("backups", backup).data.get("job_id")
     answer = session.api.post("jobs", str(job_id), "cancel")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"backup {backup} is being cancelled")
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from sendense.cli import failure, output
-from sendense.cli.client import URL_DEFAULT, Api, is_loopback
+from sendense.cli.client import URL_DEFAULT, Answer, Api, is_loopback
 from sendense.cli.failure import ExitCode, Failure
 from sendense.core.errors import SendenseError
 
@@ -34,6 +34,12 @@ class Session:
             if self.token and self.url.startswith("http:") and not is_loopback(self._api.url):
                 self.output.warn("the token travels unencrypted; use an https address")
         return self._api
+
+    def answered(self, answer: Answer) -> bool:
+        """Print the answer's body where that is wanted, and return whether it was."""
+        if self.output.as_json and answer.text:
+            self.output.json(answer.text)
+        return self.output.as_json
 
     def close(self) -> None:
         """Close the connection, if there was one."""

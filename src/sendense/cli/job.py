@@ -43,8 +43,7 @@ def list_jobs(
 ) -> None:
     """List jobs."""
     answer = session.api.get("jobs", status=status, kind=kind, limit=limit, offset=offset)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     entries = answer.data["jobs"]
     if not entries:
@@ -78,8 +77,7 @@ def list_jobs(
 def show(session: Session, job: JobArgument) -> None:
     """Show one job with its steps, attempts and error."""
     answer = session.api.get("jobs", job)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_job(session, answer.data)
 
@@ -88,8 +86,7 @@ def show(session: Session, job: JobArgument) -> None:
 def cancel(session: Session, job: JobArgument) -> None:
     """Ask a job to stop; it cleans up after itself."""
     answer = session.api.post("jobs", job, "cancel")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"job {job} is being cancelled")
 
@@ -98,8 +95,7 @@ def cancel(session: Session, job: JobArgument) -> None:
 def retry(session: Session, job: JobArgument) -> None:
     """Run a failed or cancelled job again."""
     answer = session.api.start("jobs", job, "retry")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     new_id = answer.data.get("job_id", job)
     session.output.line(f"job {new_id} started")

@@ -1,19 +1,11 @@
 """Arguments may be names or ids; here a name becomes the id the API wants."""
 
-from typing import Any
-
 from sendense.cli.client import Api
 from sendense.cli.failure import ExitCode, Failure, usage
 
 _NOUNS = {"sources": "source", "vms": "VM", "repositories": "repository"}
-_ID_FIELDS = {"sources": "source_id", "vms": "vm_id", "repositories": "repository_id"}
 
 _ID_LENGTH_MAX = 100  # of the catalog's columns
-
-
-def id_of(noun: str, entry: dict[str, Any]) -> str:
-    """Return the id of an entry of a collection."""
-    return str(entry.get("id") or entry.get(_ID_FIELDS[noun]) or "")
 
 
 def find_id(api: Api, noun: str, name_or_id: str) -> str:
@@ -26,7 +18,7 @@ def find_id(api: Api, noun: str, name_or_id: str) -> str:
         raise usage(f"the {_NOUNS[noun]}'s name is empty")
     if _may_be_id(name_or_id):
         try:
-            return id_of(noun, api.get(noun, name_or_id).data)
+            return str(api.get(noun, name_or_id).data["id"])
         except Failure as problem:
             if problem.code not in {ExitCode.NOT_FOUND, ExitCode.USAGE}:
                 raise
@@ -44,11 +36,11 @@ def find_id(api: Api, noun: str, name_or_id: str) -> str:
             ExitCode.CONFLICT,
             hint="give the id instead",
             candidates=tuple(
-                f"{id_of(noun, entry)} ({entry.get('path') or entry.get('source_id') or ''})"
+                f"{entry['id']} ({entry.get('path') or entry.get('source_id') or ''})"
                 for entry in named
             ),
         )
-    return id_of(noun, named[0])
+    return str(named[0]["id"])
 
 
 def _may_be_id(text: str) -> bool:

@@ -1,14 +1,13 @@
 """`sendense repository`: where backups are kept; by name through the server, by path without it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, standalone, text, waiting
+from sendense.cli import lookup, text, waiting
 from sendense.cli.command import Session, command, group
-from sendense.cli.failure import usage
+from sendense.cli.failure import ExitCode, Failure, usage
 from sendense.cli.output import Column
 from sendense.cli.restore import DiskFormat, DiskOption, FormatOption, OverwriteOption
 
@@ -40,10 +39,9 @@ def add(
     """Register a repository, and make it where there is none yet."""
     body = {"name": name, "type": kind, "config": {"path": str(path.absolute())}}
     answer = session.api.post("repositories", body=body)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
-    repository_id = lookup.id_of("repositories", answer.data)
+    repository_id = answer.data["id"]
     session.output.line(f"repository {name} added: {repository_id}")
 
 
@@ -61,11 +59,12 @@ def list_repositories(
 ) -> None:
     """List the repositories, or the backups inside one given by its path."""
     if path is not None:
+        from sendense.cli import standalone  # the engine: loaded only for a path
+
         standalone.list_backups(session, _check_path(path, verb="list"))
         return
     answer = session.api.get("repositories")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     entries = answer.data["repositories"]
     if not entries:
@@ -75,51 +74,84 @@ def list_repositories(
         [
             Column("NAME"),
             Column("TYPE"),
+            Column("STATE"),
+            Column("BACKUPS", right=True),
             Column("FREE", right=True),
             Column("ID"),
             Column("PLACE"),
         ],
         [
             (
-                entry.get("name"),
-                entry.get("type"),
-                text.size(_capacity(entry, "free_bytes", "available_bytes")),
-                lookup.id_of("repositories", entry),
-                (entry.get("config") or {}).get("path") or text.MISSING,
+                entry["name"],
+                entry["type"],
+                _state(entry),
+                entry["backup_count"],
+                text.size(entry["free_bytes"]),
+                entry["id"],
+                entry["config"].get("path", text.MISSING),
             )
             for entry in entries
         ],
     )
+    session.output.shown(len(entries), answer.data)
 
 
 @command(app, "show", examples=["sendense repository show main"])
 def show(session: Session, repository: RepositoryArgument) -> None:
     """Show one repository."""
     answer = session.api.get("repositories", _find(session, repository))
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_repository(session, answer.data)
 
 
-@command(app, "test", examples=["sendense repository test main"])
-def probe_repository(session: Session, repository: RepositoryArgument) -> None:
-    """Ask whether a repository can be read and written."""
-    answer = session.api.post("repositories", _find(session, repository), "test")
-    if session.output.as_json:
-        session.output.json(answer.text)
+@command(
+    app,
+    "test",
+    examples=["sendense repository test main", "sendense repository test --path /mnt/backups"],
+)
+def probe_repository(
+    session: Session,
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name or id of a registered one.")
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="A directory on the server's machine to try unsaved.")
+    ] = None,
+) -> None:
+    """Ask whether a repository can be used, before or after it is saved."""
+    if (repository is None) == (path is None):
+        raise usage("give a repository's name, or --path, one of them")
+    if path is not None:
+        body = {"type": "local", "config": {"path": str(path.absolute())}}
+        answer = session.api.post("repositories", "test", body=body)
+    else:
+        answer = session.api.post("repositories", _find(session, str(repository)), "test")
+    if session.answered(answer):
         return
-    session.output.facts(_facts_of(answer.data))
+    data = answer.data
+    free = text.size(data["free_bytes"])
+    session.output.line(
+        f"{'usable' if data['usable'] else 'not usable'}: {data['detail']}, {free} free"
+    )
 
 
 @command(app, "storage", examples=["sendense repository storage main"])
 def storage(session: Session, repository: RepositoryArgument) -> None:
     """Show a repository's capacity, measured now."""
     answer = session.api.get("repositories", _find(session, repository), "storage")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
-    session.output.facts(_facts_of(answer.data))
+    data = answer.data
+    session.output.facts(
+        [
+            ("Capacity", text.size(data["capacity_bytes"])),
+            ("Used", text.size(data["used_bytes"])),
+            ("Free", text.size(data["free_bytes"])),
+            ("Backups", data["backup_count"]),
+            ("Measured", text.moment(data["measured_at"])),
+        ]
+    )
 
 
 @command(
@@ -148,8 +180,7 @@ def update(
     if not body:
         raise usage("nothing to change; give --name, --enable or --disable")
     answer = session.api.patch("repositories", _find(session, repository), body=body)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_repository(session, answer.data)
 
@@ -165,9 +196,7 @@ def remove(
     repository_id = _find(session, repository)
     session.output.confirm(f"Forget repository {repository}?", yes=yes)
     answer = session.api.delete("repositories", repository_id)
-    if session.output.as_json:
-        if answer.text:
-            session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"repository {repository} removed; its files stay")
 
@@ -192,21 +221,19 @@ def check(
     ] = False,
 ) -> None:
     """Check that a repository's structure is whole; exits with 7 where it is not."""
-    if standalone.is_path(repository):
+    if _is_path(repository):
+        from sendense.cli import standalone  # the engine: loaded only for a path
+
         standalone.check(session, Path(repository), read_data=read_data)
         return
     answer = session.api.start(
         "repositories", _find(session, repository), "check", body={"read_data": read_data}
     )
-    if "job_id" not in answer.data:
-        _print_check(session, answer.text, answer.data)
-        return
     ended = waiting.wait_for_job(session, str(answer.data["job_id"]))
     if session.output.as_json:
         session.output.json(ended.body)
     waiting.check_completed(ended)
-    if not session.output.as_json:
-        session.output.line(f"repository {repository} is whole")
+    _print_check(session, repository, ended.job.data.get("result") or {})
 
 
 @command(
@@ -223,13 +250,15 @@ def restore(  # noqa: PLR0913 - a command's options are its parameters
     session: Session,
     path: PathArgument,
     backup: Annotated[str, typer.Option("--backup", metavar="ID", help="Id of the backup.")],
-    disk: DiskOption,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write.")],
+    disk: DiskOption = None,
     file_format: FormatOption = DiskFormat.RAW,
     *,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a disk of a backup to a file, from the repository alone: no server, no database."""
+    from sendense.cli import standalone  # the engine: loaded only for a path
+
     standalone.restore(
         session,
         _check_path(path, verb="restore"),
@@ -240,17 +269,25 @@ def restore(  # noqa: PLR0913 - a command's options are its parameters
 @command(app, "stats", examples=["sendense repository stats /mnt/backups"])
 def stats(session: Session, path: PathArgument) -> None:
     """Count what a repository holds."""
+    from sendense.cli import standalone  # the engine: loaded only for a path
+
     standalone.stats(session, _check_path(path, verb="stats"))
 
 
+def _is_path(name: str) -> bool:
+    """Return whether an argument is a path, not the name of a repository the server knows.
+
+    A path holds a `/`, or is a directory that exists.
+    """
+    return "/" in name or Path(name).is_dir()
+
+
 def _find(session: Session, name: str) -> str:
-    if standalone.is_path(name):
-        raise usage(f"{name} is a path; this command takes a repository's name or id")
     return lookup.find_id(session.api, "repositories", name)
 
 
 def _check_path(path: str, *, verb: str) -> Path:
-    if not standalone.is_path(path):
+    if not _is_path(path):
         raise usage(
             f"{path} is not a directory",
             hint=f"`sendense repository {verb}` takes a path here; "
@@ -259,46 +296,40 @@ def _check_path(path: str, *, verb: str) -> Path:
     return Path(path)
 
 
-def _capacity(entry: dict[str, Any], *names: str) -> object:
-    places = [entry, entry.get("capacity") or {}, entry.get("storage") or {}]
-    return next(
-        (place[name] for place in places for name in names if place.get(name) is not None), None
-    )
-
-
-def _facts_of(data: dict[str, Any]) -> list[tuple[str, object]]:
-    """Return any flat answer as facts: sizes by their names' ending, the rest as it is."""
-    facts: list[tuple[str, object]] = []
-    for key, value in data.items():
-        name = key.removesuffix("_bytes").replace("_", " ").capitalize()
-        if key.endswith("_bytes"):
-            facts.append((name, text.size(value)))
-        elif key.endswith("_at"):
-            facts.append((name, text.moment(value)))
-        elif isinstance(value, bool):
-            facts.append((name, text.yes_no(value)))
-        elif value is not None:
-            facts.append((name, text.listing(value)))
-    return facts
+def _state(entry: dict[str, Any]) -> str:
+    if not entry["enabled"]:
+        return "disabled"
+    return entry["trouble"] or "ok"
 
 
 def _print_repository(session: Session, repository: dict[str, Any]) -> None:
     session.output.facts(
         [
-            ("Name", repository.get("name")),
-            ("Id", lookup.id_of("repositories", repository)),
-            *(
-                fact
-                for fact in _facts_of(repository)
-                if fact[0] not in {"Name", "Id", "Repository id", "Config"}
-            ),
-            ("Configuration", json.dumps(repository.get("config"), ensure_ascii=False)),
+            ("Name", repository["name"]),
+            ("Id", repository["id"]),
+            ("Type", repository["type"]),
+            ("Place", repository["config"].get("path")),
+            ("State", _state(repository)),
+            ("Warnings", text.listing(repository["warnings"]) if repository["warnings"] else None),
+            ("Backups", repository["backup_count"]),
+            ("Capacity", text.size(repository["capacity_bytes"])),
+            ("Free", text.size(repository["free_bytes"])),
+            ("Measured", text.moment(repository["measured_at"])),
+            ("Chunk size", text.size(repository["chunk_size"])),
+            ("Own id", repository["uuid"]),
+            ("Created", text.moment(repository["created_at"])),
         ]
     )
 
 
-def _print_check(session: Session, body: str, data: dict[str, Any]) -> None:
-    if session.output.as_json:
-        session.output.json(body)
-    else:
-        session.output.facts(_facts_of(data))
+def _print_check(session: Session, name: str, report: dict[str, Any]) -> None:
+    """Print what a check's job found. Raises Failure where the repository is not whole."""
+    if not session.output.as_json:
+        for problem in report.get("problems") or []:
+            session.output.line(problem if isinstance(problem, str) else text.listing(problem))
+    if not report.get("clean", True):
+        count = text.count(report.get("error_count", "some"), "error")
+        raise Failure(f"repository {name} is damaged: {count}", ExitCode.CORRUPT)
+    if not session.output.as_json:
+        looked = text.count(report.get("backup_count", 0), "backup")
+        session.output.line(f"repository {name} is whole: {looked}")

@@ -26,7 +26,12 @@ FormatOption = Annotated[DiskFormat, typer.Option("--format", help="Format of th
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the file if there is one.")
 ]
-DiskOption = Annotated[int, typer.Option("--disk", min=0, metavar="N", help="Which disk: 0, 1, …")]
+DiskOption = Annotated[
+    int | None,
+    typer.Option(
+        "--disk", min=0, metavar="N", help="Which disk: 0, 1, …; needed unless there is only one."
+    ),
+]
 
 
 @command(
@@ -43,11 +48,11 @@ DiskOption = Annotated[int, typer.Option("--disk", min=0, metavar="N", help="Whi
 def start(  # noqa: PLR0913 - a command's options are its parameters
     session: Session,
     backup: Annotated[str, typer.Argument(metavar="BACKUP", help="Id of the backup.")],
-    disk: DiskOption,
     to: Annotated[
         Path,
         typer.Option("--to", metavar="FILE", help="The file to write, on the server's machine."),
     ],
+    disk: DiskOption = None,
     file_format: FormatOption = DiskFormat.RAW,
     *,
     overwrite: OverwriteOption = False,
@@ -61,7 +66,9 @@ def start(  # noqa: PLR0913 - a command's options are its parameters
     waiting, not the restore.
     """
     target = {"type": "file", "path": str(to.absolute()), "format": file_format}
-    body = {"backup_id": backup, "disk_id": disk, "target": target, "overwrite": overwrite}
+    body: dict[str, Any] = {"backup_id": backup, "target": target, "overwrite": overwrite}
+    if disk is not None:
+        body["disk_id"] = disk
     answer = session.api.start("restores", body=body)
     restore_id, job_id = str(answer.data["restore_id"]), str(answer.data["job_id"])
     if no_wait:
@@ -90,8 +97,7 @@ def list_restores(
 ) -> None:
     """List restores."""
     answer = session.api.get("restores", limit=limit, offset=offset)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     entries = answer.data["restores"]
     if not entries:
@@ -123,8 +129,7 @@ def list_restores(
 def show(session: Session, restore: RestoreArgument) -> None:
     """Show one restore."""
     answer = session.api.get("restores", restore)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     data = answer.data
     message, hint = waiting.read_error(data.get("error"))
@@ -150,8 +155,7 @@ def show(session: Session, restore: RestoreArgument) -> None:
 def cancel(session: Session, restore: RestoreArgument) -> None:
     """Stop a restore that waits or runs; no half file is left."""
     answer = session.api.post("restores", restore, "cancel")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"restore {restore} is being cancelled")
 

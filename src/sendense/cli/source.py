@@ -55,10 +55,9 @@ def add(
     """Register a source."""
     body = {"name": name, "type": kind, "config": _read_config(kind, vm, config)}
     answer = session.api.post("sources", body=body)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
-    session.output.line(f"source {name} added: {lookup.id_of('sources', answer.data)}")
+    session.output.line(f"source {name} added: {answer.data['id']}")
     session.output.note(f"next: sendense source discover {name}")
 
 
@@ -90,48 +89,52 @@ def probe_source(
     else:
         if kind is None:
             raise usage("give a source's name, or --type with --vm or --config")
-        body = {"name": "test", "type": kind, "config": _read_config(kind, vm, config)}
+        body = {"type": kind, "config": _read_config(kind, vm, config)}
         answer = session.api.post("sources", "test", body=body)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
-    said = next(
-        (answer.data[key] for key in ("message", "detail", "answer") if answer.data.get(key)), ""
-    )
-    session.output.line(f"it answers: {said}" if said else "it answers")
+    session.output.line(f"it answers: {answer.data['detail']}")
 
 
 @command(app, "list", examples=["sendense source list", "sendense source list --json"])
 def list_sources(session: Session) -> None:
     """List the sources."""
     answer = session.api.get("sources")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     entries = answer.data["sources"]
     if not entries:
         session.output.note("no sources yet; add one by `sendense source add`")
         return
     session.output.table(
-        [Column("NAME"), Column("TYPE"), Column("ID"), Column("DISCOVERED (UTC)")],
+        [
+            Column("NAME"),
+            Column("TYPE"),
+            Column("VMS", right=True),
+            Column("DISCOVERED (UTC)"),
+            Column("ID"),
+            Column("TROUBLE"),
+        ],
         [
             (
-                entry.get("name"),
-                entry.get("type"),
-                lookup.id_of("sources", entry),
-                text.moment(entry.get("last_discovered_at") or entry.get("discovered_at")),
+                entry["name"],
+                entry["type"],
+                entry["vm_count"],
+                text.moment(entry["discovered_at"]),
+                entry["id"],
+                entry["trouble"] or text.MISSING,
             )
             for entry in entries
         ],
     )
+    session.output.shown(len(entries), answer.data)
 
 
 @command(app, "show", examples=["sendense source show lab"])
 def show(session: Session, source: SourceArgument) -> None:
     """Show one source with its configuration."""
     answer = session.api.get("sources", lookup.find_id(session.api, "sources", source))
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_source(session, answer.data)
 
@@ -162,8 +165,7 @@ def update(
     if not body:
         raise usage("nothing to change; give --name, --vm or --config")
     answer = session.api.patch("sources", source_id, body=body)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_source(session, answer.data)
 
@@ -179,9 +181,7 @@ def remove(
     source_id = lookup.find_id(session.api, "sources", source)
     session.output.confirm(f"Forget source {source}?", yes=yes)
     answer = session.api.delete("sources", source_id)
-    if session.output.as_json:
-        if answer.text:
-            session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"source {source} removed")
 
@@ -224,8 +224,11 @@ def _print_source(session: Session, source: dict[str, Any]) -> None:
     session.output.facts(
         [
             ("Name", source.get("name")),
-            ("Id", lookup.id_of("sources", source)),
+            ("Id", source["id"]),
             ("Type", source.get("type")),
+            ("VMs", source.get("vm_count")),
+            ("Discovered", text.moment(source.get("discovered_at"))),
+            ("Trouble", source.get("trouble")),
             ("Created", text.moment(source.get("created_at"))),
             ("Configuration", json.dumps(source.get("config"), ensure_ascii=False)),
         ]

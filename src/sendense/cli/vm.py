@@ -20,18 +20,33 @@ VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or id of the
     "list",
     examples=["sendense vm list", "sendense vm list --source lab", "sendense vm list --search web"],
 )
-def list_vms(
+def list_vms(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     session: Session,
     source: Annotated[str | None, typer.Option(help="Only this source's, by name or id.")] = None,
-    search: Annotated[str | None, typer.Option(help="Only those that hold this text.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only those with this text in name, path or guest.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE", help="Only those with this tag.")
+    ] = None,
+    protected: Annotated[
+        bool | None, typer.Option("--protected/--unprotected", help="With or without a backup.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
 ) -> None:
     """List VMs."""
     source_id = lookup.find_id(session.api, "sources", source) if source else None
-    answer = session.api.get("vms", source_id=source_id, q=search, limit=limit, offset=offset)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    answer = session.api.get(
+        "vms",
+        source_id=source_id,
+        q=search,
+        tag=tag,
+        protected=protected,
+        limit=limit,
+        offset=offset,
+    )
+    if session.answered(answer):
         return
     entries = answer.data["vms"]
     if not entries:
@@ -51,7 +66,7 @@ def list_vms(
                 entry.get("power_state") or text.MISSING,
                 entry.get("disk_count", text.MISSING),
                 text.moment(entry.get("last_backup_at")),
-                lookup.id_of("vms", entry),
+                entry["id"],
             )
             for entry in entries
         ],
@@ -63,8 +78,7 @@ def list_vms(
 def show(session: Session, vm: VmArgument) -> None:
     """Show one VM."""
     answer = session.api.get("vms", lookup.find_id(session.api, "vms", vm))
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_vm(session, answer.data)
 
@@ -73,8 +87,7 @@ def show(session: Session, vm: VmArgument) -> None:
 def disks(session: Session, vm: VmArgument) -> None:
     """List a VM's disks."""
     answer = session.api.get("vms", lookup.find_id(session.api, "vms", vm), "disks")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.table(
         [
@@ -103,8 +116,7 @@ def disks(session: Session, vm: VmArgument) -> None:
 def backups(session: Session, vm: VmArgument) -> None:
     """List a VM's backups."""
     answer = session.api.get("vms", lookup.find_id(session.api, "vms", vm), "backups")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     print_backups(session, answer.data)
 
@@ -113,24 +125,28 @@ def backups(session: Session, vm: VmArgument) -> None:
 def readiness(session: Session, vm: VmArgument) -> None:
     """Say whether a VM can be backed up incrementally, and if not, why."""
     answer = session.api.get("vms", lookup.find_id(session.api, "vms", vm), "readiness")
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     data = answer.data
-    facts: list[tuple[str, object]] = [
-        (key.replace("_", " ").capitalize(), _readable(value))
-        for key, value in data.items()
-        if not isinstance(value, list) or not any(isinstance(item, dict) for item in value)
-    ]
-    session.output.facts(facts)
-    for entry in data.get("disks", []):
-        if isinstance(entry, dict):
-            said = ", ".join(
-                f"{key.replace('_', ' ')} {_readable(value)}"
-                for key, value in entry.items()
-                if key != "disk_id" and value not in {None, ""}
+    session.output.facts(
+        [
+            ("Backup possible", text.yes_no(data["backup_possible"])),
+            ("Incremental", text.yes_no(data["incremental_possible"])),
+            ("Reasons", text.listing(data["reasons"]) if data["reasons"] else None),
+        ]
+    )
+    session.output.table(
+        [Column("DISK"), Column("BACKUP"), Column("INCREMENTAL"), Column("REASON")],
+        [
+            (
+                disk["disk_id"],
+                text.yes_no(disk["backup_possible"]),
+                text.yes_no(disk["incremental_possible"]),
+                disk["reason"] or text.MISSING,
             )
-            session.output.line(f"{entry.get('disk_id', 'disk')}: {said}")
+            for disk in data["disks"]
+        ],
+    )
 
 
 @command(
@@ -171,8 +187,7 @@ def update(
     if not body:
         raise usage("nothing to change; give --tag, --exclude or --include-all")
     answer = session.api.patch("vms", lookup.find_id(session.api, "vms", vm), body=body)
-    if session.output.as_json:
-        session.output.json(answer.text)
+    if session.answered(answer):
         return
     _print_vm(session, answer.data)
 
@@ -188,24 +203,16 @@ def remove(
     vm_id = lookup.find_id(session.api, "vms", vm)
     session.output.confirm(f"Remove VM {vm} from the catalog?", yes=yes)
     answer = session.api.delete("vms", vm_id)
-    if session.output.as_json:
-        if answer.text:
-            session.output.json(answer.text)
+    if session.answered(answer):
         return
     session.output.line(f"VM {vm} removed")
-
-
-def _readable(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return text.yes_no(value)
-    return text.listing(value)
 
 
 def _print_vm(session: Session, vm: dict[str, Any]) -> None:
     session.output.facts(
         [
             ("Name", vm.get("name")),
-            ("Id", lookup.id_of("vms", vm)),
+            ("Id", vm["id"]),
             ("Source", vm.get("source_id")),
             ("Path", vm.get("path")),
             ("Power", vm.get("power_state")),

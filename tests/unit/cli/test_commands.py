@@ -253,10 +253,8 @@ def test_an_id_with_a_slash_stays_one_part_of_the_path(run: Run, hub: Hub) -> No
     assert hub.requests[0].path == "/jobs/..%2Fbackups%3Fx"
 
 
-def test_a_path_where_a_name_belongs_is_a_usage_error(run: Run) -> None:
-    result = run("repository", "show", "./main")
-    assert result.code == 2
-    assert "takes a repository's name or id" in result.err
+def test_a_path_and_a_name_are_not_taken_for_each_other(run: Run) -> None:
+    assert run("repository", "show", "./main").code == 3
     assert run("repository", "stats", "main").code == 2
 
 

@@ -1,0 +1,192 @@
+"""Commands on a repository's path, against a repository made by the real writer."""
+
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from sendense.cli import standalone
+from sendense.cli.command import Session
+from sendense.cli.output import Output
+from sendense.core.clock import ManualClock
+from sendense.core.extent import Extent
+from sendense.core.ids import SeededIds
+from sendense.engine.restore import RestoreRequest
+from sendense.repository import chunk
+from sendense.repository.descriptor import RepositorySettings
+from sendense.repository.manifest import DiskIdentity, DiskTotals, ManifestDraft, Mode, VmRecord
+from sendense.repository.repository import NO_RESERVE, Repository
+from sendense.repository.storage.local import LocalStorage
+from tests.unit.cli.conftest import Run
+
+SIZE = 3 * chunk.SIZE_DEFAULT + 512
+CONTENT = bytes(range(256)) * 2 * 1024 + bytes(chunk.SIZE_DEFAULT) + os.urandom(chunk.SIZE_DEFAULT)
+DISK = CONTENT + b"tail" + bytes(508)
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def _back_up(repository: Repository, backup_id: str, disk: bytes) -> None:
+    session = f"session-{backup_id}"
+    repository.begin_session(session)
+    identity = DiskIdentity(key=2000, index=0, label="sda", uuid="d", size_bytes=len(disk))
+    with repository.open_disk_writer(session, identity, moment="m") as writer:
+        for index in range(writer.chunk_count):
+            plain = disk[index * writer.chunk_size :][: writer.chunk_size]
+            if chunk.is_zero(plain):
+                writer.put_zero(index)
+                continue
+            chunk_id = chunk.identify(plain)
+            if writer.find_known([chunk_id])[0]:
+                writer.put_known(index, chunk_id)
+            else:
+                codec, stored = chunk.encode(plain, level=1)
+                writer.put_chunk(index, chunk_id, codec, stored, len(plain))
+        writer.finish(DiskTotals(mode=Mode.FULL, bytes_read=len(disk), bytes_new=len(disk)))
+    repository.commit(
+        session,
+        ManifestDraft(
+            backup_id=backup_id,
+            vm=VmRecord("image", "lab", "", "vm-uuid", "web\x1b[2J1"),
+            disk_keys=(2000,),
+            moment="m",
+            consistency="crash",
+            requested_type="full",
+            created_at=START,
+            started_at=START,
+        ),
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    repository = Repository.create(
+        LocalStorage(folder),
+        RepositorySettings(),
+        clock=ManualClock(START),
+        ids=SeededIds(1),
+        reserve=NO_RESERVE,
+    )
+    _back_up(repository, "backup-1", DISK)
+    repository.close()
+    return folder
+
+
+def test_the_backups_inside_are_listed(run: Run, place: Path) -> None:
+    result = run("repository", "list", str(place))
+    assert result.code == 0, result.err
+    assert "backup-1" in result.out
+    assert "web\\x1b[2J1" in result.out
+    listed = json.loads(run("repository", "list", str(place), "--json").out)
+    assert listed["total"] == 1
+    assert listed["backups"][0]["disks"][0]["capacity_bytes"] == SIZE
+
+
+@pytest.mark.parametrize("file_format", ["raw", "qcow2"])
+def test_a_disk_is_restored_bit_for_bit(
+    run: Run, place: Path, tmp_path: Path, file_format: str
+) -> None:
+    target = tmp_path / "disk"
+    arguments = ["--backup", "backup-1", "--disk", "0", "--to", str(target)]
+    result = run("repository", "restore", str(place), *arguments, "--format", file_format)
+    assert result.code == 0, result.err
+    if file_format == "raw":
+        assert target.read_bytes() == DISK
+    else:
+        assert target.read_bytes()[:4] == b"QFI\xfb"
+    assert "disk 0 of backup-1 restored" in result.out
+
+
+def test_a_file_that_exists_stays_unless_overwritten(run: Run, place: Path, tmp_path: Path) -> None:
+    target = tmp_path / "disk.raw"
+    target.write_bytes(b"precious")
+    arguments = ["repository", "restore", str(place), "--backup", "backup-1", "--disk", "0"]
+    assert run(*arguments, "--to", str(target)).code == 4
+    assert target.read_bytes() == b"precious"
+    assert run(*arguments, "--to", str(target), "--overwrite", "--json").code == 0
+    assert target.read_bytes() == DISK
+
+
+def test_what_is_not_there_is_not_found_and_leaves_no_file(
+    run: Run, place: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "disk.raw"
+    for backup, disk in (("backup-2", "0"), ("backup-1", "1")):
+        arguments = ["--backup", backup, "--disk", disk, "--to", str(target)]
+        assert run("repository", "restore", str(place), *arguments).code == 3
+    assert not target.exists()
+    for path in (tmp_path, tmp_path / "missing"):
+        result = run("repository", "list", str(path))
+        assert result.code == 3
+        assert str(path) in result.err
+
+
+def test_damaged_data_is_corrupt_and_leaves_no_file(run: Run, place: Path, tmp_path: Path) -> None:
+    for pack in (file for file in place.rglob("*") if file.is_file() and "pack" in str(file)):
+        content = bytearray(pack.read_bytes())
+        content[len(content) // 2] ^= 1
+        pack.chmod(0o600)
+        pack.write_bytes(content)
+    target = tmp_path / "disk.raw"
+    arguments = ["--backup", "backup-1", "--disk", "0", "--to", str(target)]
+    result = run("repository", "restore", str(place), *arguments)
+    assert result.code == 7, result.err
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_damaged_manifest_does_not_hide_the_other_backups(run: Run, place: Path) -> None:
+    [manifest] = (place / "backups").iterdir()
+    broken = manifest.with_name("0" * 32)
+    broken.write_bytes(b"\0" * 100)
+    result = run("repository", "list", str(place))
+    assert result.code == 7
+    assert "backup-1" in result.out
+
+
+def test_figures_are_counted(run: Run, place: Path) -> None:
+    assert "Backups" in run("repository", "stats", str(place)).out
+    assert json.loads(run("repository", "stats", str(place), "--json").out)["backup_count"] == 1
+
+
+def test_a_whole_repository_passes_its_check(run: Run, place: Path) -> None:
+    for extra in ([], ["--read-data"]):
+        result = run("repository", "check", str(place), *extra)
+        assert result.code == 0, result.err
+
+
+def test_a_missing_pack_fails_the_check_with_7(run: Run, place: Path) -> None:
+    next(file for file in (place / "packs").rglob("*") if file.is_file()).unlink()
+    result = run("repository", "check", str(place))
+    assert result.code == 7
+    assert run("repository", "check", str(place), "--json").code == 7
+
+
+class _Endless:
+    """A reader that interrupts the program at its first chunk and then never ends by itself."""
+
+    size_bytes = 1 << 30
+
+    def list_extents(self) -> Iterator[Extent]:
+        yield Extent(0, self.size_bytes)
+
+    def read_chunks(
+        self, extents: Iterable[Extent], *, threads: int
+    ) -> Iterator[tuple[int, bytes]]:
+        assert list(extents)
+        assert threads > 0
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            yield 0, b"x" * 4096
+
+
+def test_ctrl_c_stops_a_restore_and_leaves_no_half_file(tmp_path: Path) -> None:
+    session = Session(Output(as_json=True))
+    request = RestoreRequest(path=tmp_path / "disk.raw")
+    with pytest.raises(KeyboardInterrupt):
+        standalone._run(session, _Endless(), request)
+    assert list(tmp_path.iterdir()) == []
