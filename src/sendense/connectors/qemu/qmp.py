@@ -59,6 +59,7 @@ class Qmp:
         )
         self._thread.start()
         self._client = QMPClient("sendense")
+        self._client.logger.disabled = True  # whatever it would log is raised as well
         try:
             self._connect(connect_seconds_max)
         except BaseException:

@@ -1,0 +1,272 @@
+"""The `Source` over bare QEMU processes."""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sendense.connectors.base import (
+    DiskDescription,
+    DiskView,
+    Snapshot,
+    SnapshotOutcome,
+    SnapshotRequest,
+    Tracking,
+    VmDescription,
+)
+from sendense.connectors.qemu import guard, layout, names, scratch, snapshot, view
+from sendense.connectors.qemu.qmp import Qmp
+from sendense.core.clock import Clock, SystemClock
+from sendense.core.errors import Conflict, Invalid, NotFound, SendenseError, Unavailable
+from sendense.core.ids import IdSource, SystemIds
+
+VMS_MAX = 1000  # a machine runs fewer; each costs a connection at every discovery
+NAME_LENGTH_MAX = 255
+_POWER_STATES = {"running": "on", "shutdown": "off", "guest-panicked": "off"}
+
+PathPolicy = Callable[[str], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class VmAddress:
+    """A VM as the user registered it.
+
+    Attributes:
+        qmp: path of a QMP socket that nobody else uses.
+        agent: path of the guest agent's socket, or None.
+    """
+
+    name: str
+    qmp: str
+    agent: str | None
+
+
+def parse_config(config: dict[str, Any]) -> list[VmAddress]:
+    """Read `{"vms": [{"name", "qmp", "agent"}]}`. Raises Invalid naming the field."""
+    _refuse_unknown(config, {"vms"}, "config")
+    vms = config.get("vms")
+    if not isinstance(vms, list) or not 1 <= len(vms) <= VMS_MAX:
+        raise _invalid("config.vms", f"must be a list of 1 to {VMS_MAX} VMs")
+    addresses = [_parse_vm(vm, f"config.vms[{index}]") for index, vm in enumerate(vms)]
+    for field in ("name", "qmp"):
+        values = [getattr(address, field) for address in addresses]
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise _invalid(f"config.vms[{index}].{field}", "repeats that of another VM")
+    return addresses
+
+
+def _parse_vm(vm: object, where: str) -> VmAddress:
+    if not isinstance(vm, dict):
+        raise _invalid(where, "must be an object with name, qmp and agent")
+    _refuse_unknown(vm, {"name", "qmp", "agent"}, where)
+    name, qmp, agent = vm.get("name"), vm.get("qmp"), vm.get("agent")
+    if not isinstance(name, str) or not 1 <= len(name) <= NAME_LENGTH_MAX:
+        raise _invalid(f"{where}.name", f"must be a text of 1 to {NAME_LENGTH_MAX} characters")
+    if not isinstance(qmp, str) or not qmp.startswith("/"):
+        raise _invalid(f"{where}.qmp", "must be the absolute path of a QMP socket")
+    if agent is not None and (not isinstance(agent, str) or not agent.startswith("/")):
+        raise _invalid(f"{where}.agent", "must be null or the absolute path of an agent's socket")
+    return VmAddress(name, qmp, agent)
+
+
+def _refuse_unknown(given: dict[str, Any], known: set[str], where: str) -> None:
+    for field in given:
+        if field not in known:
+            raise _invalid(f"{where}.{field}", "is not a known field")
+
+
+def _invalid(field: str, reason: str) -> Invalid:
+    return Invalid(f"{field} {reason}", kind="config-invalid", field=field)
+
+
+class QemuSource:
+    """VMs of bare QEMU processes; see `Source` for what each method promises.
+
+    Every method opens its own connection to the VM's QMP socket, holds it as short as it can and
+    first mends what a killed predecessor left (`guard`).
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        allowed: PathPolicy,
+        scratch_root: Path | None = None,
+        clock: Clock | None = None,
+        ids: IdSource | None = None,
+    ) -> None:
+        self._addresses = parse_config(config)
+        self._allowed = allowed
+        self._scratch_root = scratch_root or scratch.default_root()
+        self._clock = clock or SystemClock()
+        self._ids = ids or SystemIds()
+        self._known: dict[str, VmAddress] = {}
+        for address in self._addresses:
+            self._resolve(address)
+
+    def probe(self) -> str:
+        """Contact every VM and say how many answered."""
+        vms = self.list_vms()
+        disks = sum(len(vm.disks) for vm in vms)
+        return f"QEMU: {len(vms)} VMs with {disks} disks answer"
+
+    def list_vms(self) -> list[VmDescription]:
+        """Return all VMs with their disks. Raises Unavailable where one does not answer."""
+        vms = []
+        for address in self._addresses:
+            with self._connect(address) as (session, _):
+                vms.append(_describe(session, address.name))
+        for index, vm in enumerate(vms):
+            for other in vms[:index]:
+                if other.uuid == vm.uuid:
+                    raise Conflict(
+                        f"VMs {other.name!r} and {vm.name!r} have the same uuid {vm.uuid}",
+                        kind="vm-uuid-repeated",
+                        hint="start each QEMU with its own -uuid",
+                    )
+        return vms
+
+    def take_snapshot(self, request: SnapshotRequest) -> Snapshot:
+        """Hold all requested disks at one moment; see `snapshot`."""
+        with self._connect_by_uuid(request.vm_uuid) as (session, warnings):
+            return snapshot.take(session, request, warnings)
+
+    def open_disk(self, reference: dict[str, Any], key: int) -> AbstractContextManager[DiskView]:
+        """Open a disk of a snapshot over NBD."""
+        _check_reference(reference)
+        return view.open_view(reference, key)
+
+    def remove_snapshot(
+        self,
+        reference: dict[str, Any],
+        outcome: SnapshotOutcome,
+        live_change_ids: frozenset[str],
+    ) -> None:
+        """Remove everything of a snapshot but the bitmaps that are still needed."""
+        _check_reference(reference)
+        token = reference["token"]
+        parsed = [names.find_change_id(change_id) for change_id in live_change_ids]
+        kept = frozenset(change_id.bitmap for change_id in parsed if change_id is not None)
+        try:
+            with self._connect_by_uuid(reference["vm_uuid"]) as (session, _):
+                snapshot.remove_nodes(session, token)
+                if outcome is SnapshotOutcome.DISCARDED:
+                    snapshot.discard_bitmaps(session, token)
+                snapshot.forget_bitmaps(session, token, kept)
+        except Unavailable as error:
+            if error.kind != "qmp-unreachable":
+                raise
+            # QEMU ended, and the snapshot with it. Bitmaps that it stored prove by their names how
+            # they follow each other, so the next snapshot can use or forget them.
+            self._scratch(reference["vm_uuid"]).remove_files(token)
+
+    def find_snapshot(self, vm_uuid: str, name: str) -> dict[str, Any] | None:
+        """Return the reference of what exists of a snapshot, or None."""
+        try:
+            with self._connect_by_uuid(vm_uuid) as (session, _):
+                return snapshot.find_reference(session, names.token(name))
+        except Unavailable as error:
+            if error.kind == "qmp-unreachable":
+                return None
+            raise
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def _resolve(self, address: VmAddress) -> tuple[Path, Path | None]:
+        agent = None if address.agent is None else self._allowed(address.agent)
+        return self._allowed(address.qmp), agent
+
+    def _scratch(self, vm_uuid: str) -> scratch.Scratch:
+        return scratch.Scratch(self._scratch_root, str(uuid.UUID(vm_uuid)))
+
+    @contextlib.contextmanager
+    def _connect(self, address: VmAddress) -> Iterator[tuple[snapshot.Session, list[str]]]:
+        # Asked again at each use: what a path leads to may have changed since registration.
+        qmp_path, agent_path = self._resolve(address)
+        with Qmp(qmp_path) as qmp:
+            warnings = guard.heal(qmp, agent_path)
+            vm_uuid = _identify(qmp, address.name)
+            self._known[vm_uuid] = address
+            yield (
+                snapshot.Session(
+                    qmp=qmp,
+                    vm_uuid=vm_uuid,
+                    agent=agent_path,
+                    scratch=self._scratch(vm_uuid),
+                    clock=self._clock,
+                    ids=self._ids,
+                ),
+                warnings,
+            )
+
+    @contextlib.contextmanager
+    def _connect_by_uuid(self, vm_uuid: str) -> Iterator[tuple[snapshot.Session, list[str]]]:
+        with contextlib.ExitStack() as stack:
+            yield self._find(stack, vm_uuid)
+
+    def _find(
+        self, stack: contextlib.ExitStack, vm_uuid: str
+    ) -> tuple[snapshot.Session, list[str]]:
+        known = self._known.get(vm_uuid)
+        candidates = [known] if known else []
+        candidates += [address for address in self._addresses if address is not known]
+        silent: SendenseError | None = None
+        for address in candidates:
+            attempt = contextlib.ExitStack()
+            try:
+                session, warnings = attempt.enter_context(self._connect(address))
+            except Unavailable as error:
+                silent = silent or error
+                continue
+            if session.vm_uuid == vm_uuid:
+                stack.push(attempt)
+                return session, warnings
+            attempt.close()
+        if silent is not None:
+            raise silent  # it may have been the one
+        raise NotFound(
+            f"no VM of this source has the uuid {vm_uuid}",
+            kind="vm-unknown",
+            hint="discover the source again",
+        )
+
+
+def _identify(qmp: Qmp, name: str) -> str:
+    found = uuid.UUID(qmp.execute("query-uuid")["UUID"])
+    return str(found if found.int else uuid.uuid5(names.NAMESPACE, f"vm {name}"))
+
+
+def _describe(session: snapshot.Session, name: str) -> VmDescription:
+    qmp = session.qmp
+    status = qmp.execute("query-status")["status"]
+    return VmDescription(
+        uuid=session.vm_uuid,
+        name=name,
+        power_state=_POWER_STATES.get(status, "paused"),
+        disks=tuple(
+            DiskDescription(
+                key=disk.key,
+                index=disk.index,
+                label=disk.label,
+                uuid=disk.uuid,
+                capacity_bytes=disk.size_bytes,
+                tracking=Tracking.SUPPORTED,  # images that cannot store it track until QEMU ends
+                datastore=disk.image,
+                excluded_reason=disk.excluded_reason,
+            )
+            for disk in layout.read(qmp, session.vm_uuid).disks
+        ),
+        path=qmp.execute("query-name").get("name"),
+        cpu_count=len(qmp.execute("query-cpus-fast")),
+        memory_bytes=qmp.execute("query-memory-size-summary")["base-memory"],
+    )
+
+
+def _check_reference(reference: dict[str, Any]) -> None:
+    if reference.get("version") != snapshot.REFERENCE_VERSION:
+        raise Invalid("the reference is not one of a QEMU snapshot", kind="reference-invalid")

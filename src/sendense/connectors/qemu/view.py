@@ -1,0 +1,112 @@
+"""Reading one disk of a snapshot over QEMU's NBD server."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sendense.core import extent
+from sendense.core.errors import NotFound, SendenseError, Unavailable
+from sendense.core.extent import Extent
+from sendense.core.units import SECTOR
+from sendense.nbd.address import Address
+from sendense.nbd.client import Client
+
+CONNECTIONS_MAX = 8  # QEMU serves all of them from one thread; more gain nothing
+_CHANGED = 1  # flag of the context qemu:dirty-bitmap
+
+
+@dataclass(frozen=True, slots=True)
+class QemuDiskView:
+    """A disk of a snapshot, as `DiskView` promises."""
+
+    address: Address
+    size_bytes: int
+    bitmap: str | None
+    connections_max: int = CONNECTIONS_MAX
+
+    def list_allocated(self) -> Iterator[Extent]:
+        """Yield extents that cover the disk; holes and zeros of the image are `zero`."""
+        with Client.connect(self.address, contexts=["base:allocation"]) as client:
+            yield from extent.merge(client.list_allocated())
+
+    def list_changed(self) -> Iterator[Extent]:
+        """Yield the extents changed since the base change id; what reads as zeros is `zero`."""
+        context = f"qemu:dirty-bitmap:{self.bitmap}"
+        with contextlib.ExitStack() as stack:
+            # Two connections, since a client's replies come in the order of one stream.
+            client = stack.enter_context(Client.connect(self.address, contexts=[context]))
+            if self.bitmap is None or context not in client.contexts:
+                raise Unavailable(
+                    "QEMU does not offer the change tracking of this snapshot",
+                    kind="tracking-lost",
+                )
+            changed = (
+                Extent(start, length)
+                for start, length, flags in client.list_extents(context)
+                if flags & _CHANGED
+            )
+            yield from mark_zeros(
+                extent.merge(extent.clip(changed, size=self.size_bytes)), self.list_allocated()
+            )
+
+
+def mark_zeros(changed: Iterable[Extent], allocated: Iterable[Extent]) -> Iterator[Extent]:
+    """Split changed extents where the disk begins or ceases to read as zeros.
+
+    `allocated` covers the whole disk.
+    """
+    blocks = iter(allocated)
+    block = next(blocks, None)
+    for run in changed:
+        start = run.start
+        while start < run.end:
+            while block is not None and block.end <= start:
+                block = next(blocks, None)
+            end = run.end if block is None else min(run.end, block.end)
+            yield Extent(start, end - start, zero=block is not None and block.zero)
+            start = end
+
+
+@contextlib.contextmanager
+def open_view(record: dict[str, Any], key: int) -> Iterator[QemuDiskView]:
+    """Open a disk of a snapshot; errors of the body are explained where the snapshot is broken.
+
+    Raises Unavailable: kind `snapshot-lost` where the snapshot is gone, `fleecing-full` where QEMU
+    broke it because the fleecing file could not be written.
+    """
+    disk = next((disk for disk in record["disks"] if disk["key"] == key), None)
+    if disk is None:
+        raise NotFound(f"the snapshot holds no disk with key {key}", kind="disk-unknown")
+    address = Address(export=disk["export"], socket_path=record["socket"])
+    view = QemuDiskView(address, disk["size_bytes"], disk["base"])
+    fault = find_fault(view)
+    if fault is not None:
+        raise fault
+    try:
+        yield view
+    except SendenseError as error:
+        fault = find_fault(view) if isinstance(error, Unavailable) else None
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def find_fault(view: QemuDiskView) -> Unavailable | None:
+    """Return what is wrong with a snapshot, or None where it can be read.
+
+    QEMU does not report a broken snapshot, but refuses every read of it.
+    """
+    try:
+        with Client.connect(view.address) as client:
+            try:
+                client.read(0, min(SECTOR, view.size_bytes))
+            except Unavailable:
+                return Unavailable(
+                    "QEMU gave up the snapshot: what the guest overwrites could not be saved",
+                    kind="fleecing-full",
+                    hint="give the scratch folder more room; the guest was not disturbed",
+                )
+    except (SendenseError, OSError) as error:
+        return Unavailable(f"the snapshot cannot be read any more: {error}", kind="snapshot-lost")
+    return None
