@@ -8,6 +8,7 @@ from sendense.connectors.base import Source
 from sendense.connectors.config import PathPolicy
 from sendense.connectors.image import config as image_config
 from sendense.connectors.image.source import ImageSource
+from sendense.connectors.qemu.source import QemuSource
 from sendense.core.errors import Invalid
 
 IMAGE, QEMU = "image", "qemu"
@@ -19,9 +20,7 @@ def validate_config(kind: str, config: Mapping[str, Any], *, resolve: PathPolicy
     if kind == IMAGE:
         image_config.parse(config, resolve)
     elif kind == QEMU:
-        from sendense.connectors.qemu import source as qemu
-
-        qemu.validate_config(config, resolve)
+        QemuSource(dict(config), allowed=resolve)
     else:
         raise _unknown(kind)
 
@@ -40,9 +39,7 @@ def open_source(
     if kind == IMAGE:
         return ImageSource(config, resolve)
     if kind == QEMU:
-        from sendense.connectors.qemu import source as qemu
-
-        return qemu.open_source(config, resolve, scratch)
+        return QemuSource(dict(config), allowed=resolve, scratch_root=scratch)
     raise _unknown(kind)
 
 
