@@ -8,6 +8,7 @@ from sendense.connectors.base import Source
 from sendense.connectors.config import PathPolicy
 from sendense.connectors.image import config as image_config
 from sendense.connectors.image.source import ImageSource
+from sendense.connectors.qemu import config as qemu_config
 from sendense.connectors.qemu.source import QemuSource
 from sendense.core.errors import Invalid
 
@@ -20,7 +21,7 @@ def validate_config(kind: str, config: Mapping[str, Any], *, resolve: PathPolicy
     if kind == IMAGE:
         image_config.parse(config, resolve)
     elif kind == QEMU:
-        QemuSource(dict(config), allowed=resolve)
+        qemu_config.parse(config, resolve)
     else:
         raise _unknown(kind)
 
@@ -39,7 +40,7 @@ def open_source(
     if kind == IMAGE:
         return ImageSource(config, resolve)
     if kind == QEMU:
-        return QemuSource(dict(config), allowed=resolve, scratch_root=scratch)
+        return QemuSource(config, resolve, scratch)
     raise _unknown(kind)
 
 
