@@ -232,8 +232,10 @@ def check(
     ended = waiting.wait_for_job(session, str(answer.data["job_id"]))
     if session.output.as_json:
         session.output.json(ended.body)
-    waiting.check_completed(ended)
-    _print_check(session, repository, ended.job.data.get("result") or {})
+    report = ended.job.data.get("result")
+    if report is None:
+        waiting.check_completed(ended)
+    _print_check(session, repository, report or {})
 
 
 @command(
@@ -325,11 +327,17 @@ def _print_repository(session: Session, repository: dict[str, Any]) -> None:
 def _print_check(session: Session, name: str, report: dict[str, Any]) -> None:
     """Print what a check's job found. Raises Failure where the repository is not whole."""
     if not session.output.as_json:
-        for problem in report.get("problems") or []:
-            session.output.line(problem if isinstance(problem, str) else text.listing(problem))
-    if not report.get("clean", True):
-        count = text.count(report.get("error_count", "some"), "error")
-        raise Failure(f"repository {name} is damaged: {count}", ExitCode.CORRUPT)
+        for problem in report["problems"]:
+            said = (problem["severity"], problem["kind"], problem["message"])
+            session.output.line(": ".join(said))
+    if not report["clean"]:
+        count = text.count(report["error_count"], "error")
+        raise Failure(
+            f"repository {name} is damaged: {count}",
+            ExitCode.CORRUPT,
+            hint="keep it as it is; backups that no error names can be restored",
+        )
     if not session.output.as_json:
-        looked = text.count(report.get("backup_count", 0), "backup")
-        session.output.line(f"repository {name} is whole: {looked}")
+        session.output.line(
+            f"repository {name} is whole: {text.count(report['backup_count'], 'backup')}"
+        )

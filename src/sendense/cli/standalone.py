@@ -29,6 +29,7 @@ from sendense.repository.manifest import DiskRecord, Manifest
 from sendense.repository.repository import Repository
 from sendense.repository.storage.local import LocalStorage
 
+_STOP_SECONDS_MAX = 30.0  # the engine stops within 2 s; a hanging disk must not hang Ctrl-C
 _SHOW_SECONDS = 0.2  # five times a second is as live as a bar needs to be
 
 
@@ -199,6 +200,8 @@ def _run(
     counted = Progress()
     outcome: list[engine_restore.Restored] = []
     failed: list[BaseException] = []
+    # Not Thread.join: interrupted by Ctrl-C, it takes the running thread for ended (bpo-45274).
+    finished = threading.Event()
 
     def work() -> None:
         try:
@@ -209,20 +212,20 @@ def _run(
             )
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failed.append(error)
+        finally:
+            finished.set()
 
-    worker = threading.Thread(target=work, name="restore")
     display = progress.open_display(
         session.output.err, SystemClock(), silent=session.output.as_json
     )
     with display:
-        worker.start()
         try:
-            while worker.is_alive():
+            threading.Thread(target=work, name="restore").start()
+            while not finished.wait(_SHOW_SECONDS):
                 display.show(_status(counted))
-                worker.join(_SHOW_SECONDS)
         except BaseException:
             control.cancel("interrupted")
-            worker.join()
+            finished.wait(_STOP_SECONDS_MAX)
             raise
     if failed:
         raise failed[0]

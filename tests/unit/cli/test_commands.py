@@ -268,3 +268,38 @@ def test_a_name_that_is_no_id_is_never_tried_as_one(run: Run, hub: Hub) -> None:
     assert run("vm", "show", "a/../b").code == 3
     assert [request.path for request in hub.requests] == ["/vms"]
     assert hub.requests[0].query["name"] == "a/../b"
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_check_by_name_ends_with_7_where_the_repository_is_damaged(
+    run: Run, hub: Hub, *, clean: bool
+) -> None:
+    problem = {"severity": "error", "kind": "pack-missing", "message": "object p is missing"}
+    report = {
+        "clean": clean,
+        "problems": [] if clean else [problem],
+        "error_count": 0 if clean else 1,
+        "backup_count": 3,
+    }
+    hub.answer("POST", "/repositories/repo-1/check", {"job_id": "job-1"}, status=202)
+    status = "completed" if clean else "failed"
+    job = {"job_id": "job-1", "kind": "check", "status": status, "result": report}
+    hub.answer("GET", "/jobs/job-1", job)
+    result = run("repository", "check", "main", "--read-data")
+    assert hub.sent("POST", "/repositories/repo-1/check")[0].body == {"read_data": True}
+    if clean:
+        assert (result.code, result.out) == (0, "repository main is whole: 3 backups\n")
+    else:
+        assert result.code == 7
+        assert result.out == "error: pack-missing: object p is missing\n"
+        assert "repository main is damaged: 1 error" in result.err
+
+
+def test_a_check_that_could_not_be_made_is_a_failed_job(run: Run, hub: Hub) -> None:
+    hub.answer("POST", "/repositories/repo-1/check", {"job_id": "job-1"}, status=202)
+    error = {"kind": "repository-missing", "message": "there is no folder", "hint": "mount it"}
+    job = {"job_id": "job-1", "kind": "check", "status": "failed", "result": None, "error": error}
+    hub.answer("GET", "/jobs/job-1", job)
+    result = run("repository", "check", "main")
+    assert result.code == 1
+    assert "check failed: there is no folder" in result.err
