@@ -1,15 +1,19 @@
 """The pages are checked like code: links, commands, options, words and kinds of failure."""
 
 import ast
+import importlib
+import json
 import re
 import shlex
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 
 from sendense.cli import main
 
@@ -20,6 +24,7 @@ DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<!\!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPE = re.compile(r"^([a-z][a-z-]*)(?: [^:\n]*)?:(?!=)", re.MULTILINE)
+NOUNS = ("sources", "vms", "repositories", "backups", "restores", "jobs")
 ERROR_TREE_DEPTH_MAX = 5  # classes under classes; the tree of core/errors.py has three levels
 
 
@@ -233,6 +238,48 @@ def test_every_command_in_the_pages_exists() -> None:
         for complaint in find_unknown_words(words[1:])
     ]
     assert complaints == []
+
+
+def find_route(method: str, path: str) -> APIRoute | None:
+    """Return the route of the API that answers such a request."""
+    for noun in NOUNS:
+        router = importlib.import_module(f"sendense.hub.{noun}.routes").router
+        for route in router.routes:
+            if method in route.methods and route.path_regex.fullmatch(f"/{path}"):
+                assert isinstance(route, APIRoute)
+                return route
+    return None
+
+
+def list_requests() -> list[tuple[str, str, str]]:
+    """Return method, path and body of the requests in the walk through the API."""
+    text = (DOCS / "operations" / "backup-and-restore.md").read_text()
+    posts = re.findall(r"^post (\S+) '(.*?)'$", text, re.MULTILINE | re.DOTALL)
+    curls = re.findall(r'^curl -sS (?:-X (\w+) )?"\$API/([^"?]+)', text, re.MULTILINE)
+    return [("POST", path, body) for path, body in posts] + [
+        (method or "GET", path, "") for method, path in curls
+    ]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), list_requests())
+def test_every_request_in_the_walk_can_be_sent(method: str, path: str, body: str) -> None:
+    route = find_route(method, path)
+    assert route is not None, f"the API has no {method} /{path}"
+    models = [
+        hint
+        for name, hint in get_type_hints(route.endpoint).items()
+        if name != "return" and isinstance(hint, type) and issubclass(hint, BaseModel)
+    ]
+    if body:
+        assert json.loads(body) == {} or any(_fits(model, body) for model in models), models
+
+
+def _fits(model: type[BaseModel], body: str) -> bool:
+    try:
+        model.model_validate_json(body)
+    except ValidationError:
+        return False
+    return True
 
 
 def test_every_library_is_explained_by_the_decisions() -> None:
