@@ -189,6 +189,10 @@ class EngineClient:
                 raise _unreachable(error) from error
             deleted += len(rows)
 
+    def list_active(self) -> list[WorkflowState]:
+        """Return all workflows that run or wait."""
+        return self.list_workflows(statuses=[WorkflowStatus.QUEUED, WorkflowStatus.RUNNING])
+
     def find_oldest_waiting(self) -> datetime | None:
         """Return since when the oldest queued workflow waits, or None where none waits."""
         try:

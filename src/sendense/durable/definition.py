@@ -42,7 +42,7 @@ class Retry:
 ONCE = Retry(attempts_max=1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: `Workflow[X](…)` sets an attribute, which they break
 class Step(Generic[ContextT, P, R]):
     """A function whose result is remembered under a name."""
 
@@ -51,7 +51,7 @@ class Step(Generic[ContextT, P, R]):
     retry: Retry = ONCE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: `Workflow[X](…)` sets an attribute, which they break
 class Workflow(Generic[ContextT]):
     """A program of steps, started by name.
 

@@ -1,0 +1,19 @@
+"""All workflows, by the names under which jobs are stored."""
+
+from sendense.durable.definition import Workflow
+from sendense.workflows.backup_vm import BACKUP_VM
+from sendense.workflows.check_repository import CHECK_REPOSITORY
+from sendense.workflows.clean_up import CLEAN_UP
+from sendense.workflows.context import Context
+from sendense.workflows.discover_vms import DISCOVER_VMS
+from sendense.workflows.restore_disk import RESTORE_DISK
+from sendense.workflows.transfer_disk import TRANSFER_DISK
+
+WORKFLOWS: tuple[Workflow[Context], ...] = (
+    BACKUP_VM,
+    TRANSFER_DISK,
+    RESTORE_DISK,
+    DISCOVER_VMS,
+    CHECK_REPOSITORY,
+    CLEAN_UP,
+)
