@@ -23,6 +23,9 @@ SIZE_DEFAULT = 512 * units.KIB
 LEVEL_OFF = 0
 LEVEL_DEFAULT = 1
 LEVEL_MAX = 19
+# Below it zstd itself passes incompressible data fast (measured: level 1 at 6.2 GB/s, level 9 at
+# 2.5), and a probe costs real data 3 %.
+PROBED_LEVEL_MIN = 10
 SAMPLE_LENGTH = 4 * units.KIB  # a probe's sample: one page, enough for zstd to find repetition
 SAMPLE_COUNT = 4
 SAMPLED_LENGTH_MIN = 16 * SAMPLE_LENGTH  # below that a probe costs as much as compressing
@@ -94,7 +97,7 @@ def encode(data: Buffer, level: int) -> tuple[Codec, bytes]:
     if level == LEVEL_OFF:
         return Codec.RAW, bytes(data)
     compressor = _contexts.compressor(level)
-    if _is_hopeless(data, compressor):
+    if level >= PROBED_LEVEL_MIN and _is_hopeless(data, compressor):
         return Codec.RAW, bytes(data)
     stored = compressor.compress(data)
     if len(stored) >= len(data):

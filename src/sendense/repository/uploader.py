@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-IN_FLIGHT_MAX = 2  # packs sealed or being put: one is written while the next is verified
+IN_FLIGHT_MAX = 1  # packs put behind the writer's back; a second one gains nothing and costs 32 MiB
 
 
 class Uploader:
