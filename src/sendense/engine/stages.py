@@ -43,16 +43,24 @@ class Reader:
 
     def _read(self, run: Run) -> Iterator[memoryview]:
         start = run.first * self._chunk_size
-        length = min(run.end * self._chunk_size, self._size_bytes) - start
-        data = memoryview(bytearray(length))
-        requests = [
-            (start + begin, min(REQUEST_BYTES, length - begin))
-            for begin in range(0, length, REQUEST_BYTES)
-        ]
+        end = min(run.end * self._chunk_size, self._size_bytes)
+        if self._chunk_size > REQUEST_BYTES:
+            for begin in range(start, end, self._chunk_size):
+                yield self._read_large(begin, min(begin + self._chunk_size, end))
+            return
+        parts = dict(self._client.read_many(_requests(start, end), depth=REQUESTS_IN_FLIGHT))
+        for begin in range(start, end, REQUEST_BYTES):
+            part = memoryview(parts[begin])
+            for within in range(0, len(part), self._chunk_size):
+                yield part[within : within + self._chunk_size]
+
+    def _read_large(self, start: int, end: int) -> memoryview:
+        """Read a chunk that takes several requests."""
+        data = memoryview(bytearray(end - start))
+        requests = _requests(start, end)
         for offset, part in self._client.read_many(requests, depth=REQUESTS_IN_FLIGHT):
             data[offset - start : offset - start + len(part)] = part
-        for begin in range(0, length, self._chunk_size):
-            yield data[begin : begin + self._chunk_size]
+        return data
 
 
 class Compressor:
@@ -76,6 +84,12 @@ class Compressor:
             return one
         codec, stored = chunk.encode(one.data, self._level)
         return replace(one, data=None, codec=codec, stored=stored)
+
+
+def _requests(start: int, end: int) -> list[tuple[int, int]]:
+    return [
+        (begin, min(REQUEST_BYTES, end - begin)) for begin in range(start, end, REQUEST_BYTES)
+    ]
 
 
 def _identify(data: memoryview) -> bytes:

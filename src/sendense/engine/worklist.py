@@ -15,7 +15,7 @@ from sendense.core import extent, units
 from sendense.core.extent import Extent
 
 SCAN_CHUNKS = 1 << 20  # runs are searched in blocks of this many chunks: bounds temporary arrays
-BATCH_BYTES = 4 * units.MIB  # enough chunks to look up together, small against the bytes in flight
+BATCH_BYTES = 2 * units.MIB  # enough chunks to look up together, small against the bytes in flight
 BATCH_RUNS_MAX = 256  # a batch of scattered runs stays small too
 
 
