@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from sendense.cli import main
+from sendense.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "sendense"
@@ -25,6 +26,7 @@ LINK = re.compile(r"(?<!\!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPE = re.compile(r"^([a-z][a-z-]*)(?: [^:\n]*)?:(?!=)", re.MULTILINE)
 NOUNS = ("sources", "vms", "repositories", "backups", "restores", "jobs")
+KIND_TABLE = re.compile(r"_KIND$|_KIND_OF_")
 ERROR_TREE_DEPTH_MAX = 5  # classes under classes; the tree of core/errors.py has three levels
 
 
@@ -107,11 +109,13 @@ def _name_of_call(node: ast.expr) -> str:
 
 
 def _list_texts(node: ast.expr | None) -> list[str]:
-    """Return the strings an expression can give: a constant, or both sides of a choice."""
+    """Return the strings an expression can give: a constant, a choice, the values of a table."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
     if isinstance(node, ast.IfExp):
         return _list_texts(node.body) + _list_texts(node.orelse)
+    if isinstance(node, ast.Dict):
+        return [text for value in node.values for text in _list_texts(value)]
     return []
 
 
@@ -172,7 +176,7 @@ def find_kinds(tree: ast.Module, makers: set[str]) -> set[str]:
             kinds.update(_kinds_of_class(node))
         elif isinstance(node, ast.FunctionDef) and node.name in makers:
             kinds.update(_kinds_of_function(node))
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("_KIND"):
+        elif isinstance(node, ast.Assign) and KIND_TABLE.search(ast.unparse(node.targets[0])):
             kinds.update(_list_texts(node.value))
     return kinds
 
@@ -238,6 +242,20 @@ def test_every_command_in_the_pages_exists() -> None:
         for complaint in find_unknown_words(words[1:])
     ]
     assert complaints == []
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (DOCS / "operations" / "settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(SENDENSE_[A-Z_]+)` \| (.+?) \|", text, re.MULTILINE))
+    known = {f"SENDENSE_{name.upper()}": field for name, field in Settings.model_fields.items()}
+    assert set(rows) - {"SENDENSE_URL", "SENDENSE_TOKEN"} == set(known)
+    for name, field in known.items():
+        if isinstance(field.default, bool | int | float) or not field.default:
+            default = str(field.default).lower().removesuffix(".0") if field.default else None
+        else:
+            default = str(field.default)
+        if default is not None:
+            assert default in rows[name], f"the default of {name} is {default}"
 
 
 def find_route(method: str, path: str) -> APIRoute | None:
@@ -339,9 +357,10 @@ class NoSpace(SendenseError): ...
 def refuse(name: str, *, kind: str = "b") -> Full: ...
 Full("x", kind="c" if x else "d"); refuse("y", kind="e"); Job(kind="not-one"); errors.Full(kind="f")
 OTHER_KIND = "g"
+_KIND_OF_STATUS = {404: "h"}
 """
     tree = ast.parse(text)
-    assert find_kinds(tree, find_makers([tree])) == set("abcdefg")
+    assert find_kinds(tree, find_makers([tree])) == set("abcdefgh")
 
 
 def test_the_pages_check_notices_what_it_is_for() -> None:
