@@ -71,9 +71,7 @@ def find_answer(session: Session, keyed: Keyed, kind: type[A]) -> A | None:
     return kind.model_validate(row.answer)
 
 
-def run_once(
-    hub: Hub, keyed: Keyed, kind: type[A], work: Callable[[Session], A]
-) -> tuple[A, bool]:
+def run_once(hub: Hub, keyed: Keyed, kind: type[A], work: Callable[[Session], A]) -> tuple[A, bool]:
     """Do the work in one transaction and keep its answer; or return the answer kept before.
 
     The second value says whether the work was done now. A unique column may refuse what another
@@ -81,22 +79,28 @@ def run_once(
     """
     for left in reversed(range(_TRIES)):
         try:
-            with hub.catalog.write() as session:
-                known = find_answer(session, keyed, kind)
-                if known is not None:
-                    return known, False
-                answer = work(session)
-                if keyed.key is not None:
-                    session.add(
-                        IdempotencyRow(
-                            key=keyed.key,
-                            request_hash=keyed.request_hash,
-                            answer=answer.model_dump(mode="json"),
-                            created_at=hub.clock.now(),
-                        )
-                    )
-            return answer, True
+            return _try_once(hub, keyed, kind, work)
         except IntegrityError:
             if not left:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def _try_once(
+    hub: Hub, keyed: Keyed, kind: type[A], work: Callable[[Session], A]
+) -> tuple[A, bool]:
+    with hub.catalog.write() as session:
+        known = find_answer(session, keyed, kind)
+        if known is not None:
+            return known, False
+        answer = work(session)
+        if keyed.key is not None:
+            session.add(
+                IdempotencyRow(
+                    key=keyed.key,
+                    request_hash=keyed.request_hash,
+                    answer=answer.model_dump(mode="json"),
+                    created_at=hub.clock.now(),
+                )
+            )
+    return answer, True

@@ -66,11 +66,36 @@ Moment = Annotated[
 ]
 
 
-def in_utc(moment: datetime | None) -> datetime | None:
+def _in_utc(moment: datetime) -> datetime:
     """Return a moment from a request in UTC; without a zone it is meant so."""
-    if moment is None or moment.tzinfo is not None:
-        return moment
-    return moment.replace(tzinfo=UTC)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is outside the years 1 to 9999") from None
+
+
+AskedMoment = Annotated[datetime, AfterValidator(_in_utc)]
+Text = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX),
+    AfterValidator(_refuse_controls),
+]
+TagFilter = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}(=[^\x00-\x1f]{0,255})?$",
+    ),
+    Field(description="`key` or `key=value`.", examples=["test=vm_disks_integration"]),
+]
+
+
+class Page(Request):
+    """Which part of a list to answer."""
+
+    limit: Annotated[int, Field(ge=1, le=PAGE_LENGTH_MAX)] = PAGE_LENGTH_DEFAULT
+    offset: Annotated[int, Field(ge=0, le=OFFSET_MAX)] = 0
 
 
 class Failure(Answer):

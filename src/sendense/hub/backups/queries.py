@@ -215,9 +215,7 @@ def _conditions(wanted: BackupFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def list_disks(
-    session: Session, backup_ids: Sequence[str]
-) -> dict[str, list[BackupDiskRow]]:
+def list_disks(session: Session, backup_ids: Sequence[str]) -> dict[str, list[BackupDiskRow]]:
     """Return the disks of backups in the order of their keys, by backup id."""
     found: dict[str, list[BackupDiskRow]] = defaultdict(list)
     for row in session.scalars(

@@ -1,6 +1,5 @@
 """Backups and chains as the API shows them: a contract with existing clients."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -11,13 +10,17 @@ from sendense.hub.jobs.schemas import JobStatus
 from sendense.hub.model import (
     Accepted,
     Answer,
+    AskedMoment,
     DiskChoice,
     Failure,
     Id,
     Moment,
     Name,
+    Page,
     Request,
+    TagFilter,
     Tags,
+    Text,
 )
 
 
@@ -196,17 +199,32 @@ class BackupDeleted(Answer):
     deleted_at: Moment
 
 
-class BackupFilter(Answer):
+class BackupFilter(Page):
     """Which backups to list."""
 
-    vm_name: str | None = None
-    vm_id: str | None = None
-    repository_id: str | None = None
+    vm_name: Text | None = None
+    vm_id: Text | None = None
+    repository_id: Text | None = None
     backup_type: BackupType | None = None
     status: JobStatus | None = None
-    tag: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    deleted: bool = False
-    limit: int
-    offset: int
+    tag: TagFilter | None = None
+    created_after: AskedMoment | None = None
+    created_before: AskedMoment | None = None
+    deleted: Annotated[bool, Field(description="List what was deleted instead.")] = False
+
+
+class ChainFilter(Request):
+    """Which of a VM's chains to show."""
+
+    disk_id: Annotated[
+        str | None,
+        Field(pattern=r"^([0-9]{1,4}|disk-[0-9]{1,9})$", description="Index or name of a disk."),
+    ] = None
+    repository_id: Text | None = None
+
+    @property
+    def disk(self) -> int | str | None:
+        """The disk as index or name."""
+        if self.disk_id is None or not self.disk_id.isdigit():
+            return self.disk_id
+        return int(self.disk_id)

@@ -7,10 +7,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from sendense.connectors.base import Tracking
+from sendense.connectors.base import DiskSnapshot, Tracking
 from sendense.core import ids
 from sendense.core.errors import Conflict, Invalid, NotFound
 from sendense.db.tables import BackupDiskRow, BackupRow, ChainRow, DiskRow, JobRow, VmRow
+from sendense.engine import plan
 from sendense.hub.backups import chains, queries
 from sendense.hub.backups.schemas import (
     Backup,
@@ -30,10 +31,9 @@ from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind, JobStatus
 from sendense.hub.model import failure_of
+from sendense.hub.repositories import queries as repositories
 from sendense.hub.vms import queries as vms
 from sendense.hub.vms import service as vm_service
-
-WITHOUT_CAPACITY = "its source does not tell its capacity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ def start(
     check_slot(session, vm)
     choice = _choose(session, vm, wanted.disk_id)
     now = hub.clock.now()
-    new_disks = tuple(_plan(session, disk, wanted) for disk in choice.disks)
+    chunk_size = repositories.get_repository(session, wanted.repository_id).chunk_size
+    new_disks = tuple(_plan(session, disk, wanted, chunk_size=chunk_size) for disk in choice.disks)
     backup_id = ids.backup_id(vm.name, at=now, source=hub.ids)
-    job_id = ids.new_id(JobKind.BACKUP, hub.ids)
+    job_id = ids.new_id("job", hub.ids)
     jobs.create_job(
         session,
         jobs.NewJob(
@@ -98,6 +99,13 @@ def start(
     return BackupAccepted(
         backup_id=backup_id, job_id=job_id, backup_type=backup_type, type_reason=type_reason
     )
+
+
+def check_request(session: Session, wanted: StartBackup) -> None:
+    """Raise what `start` would raise, before anybody asks the repository's storage."""
+    vm = _find_vm(session, wanted)
+    _choose(session, vm, wanted.disk_id)
+    check_slot(session, vm)
 
 
 def _find_vm(session: Session, wanted: StartBackup) -> VmRow:
@@ -166,12 +174,15 @@ def _choose(session: Session, vm: VmRow, choice: int | str | None) -> _Choice:
     return _Choice(tuple(chosen), skipped)
 
 
-def _plan(session: Session, disk: DiskRow, wanted: StartBackup) -> queries.NewDisk:
-    """Decide how a disk will be read, as far as the catalog can tell; the job decides again."""
+def _plan(
+    session: Session, disk: DiskRow, wanted: StartBackup, *, chunk_size: int
+) -> queries.NewDisk:
+    """Say how a disk will be read, as far as the catalog can tell; the job decides again."""
     parent = queries.find_parent(
         session, vm_id=disk.vm_id, key=disk.key, repository_id=wanted.repository_id
     )
-    reason = _full_reason(disk, parent, wanted.backup_type)
+    decision = _decide(disk, parent, wanted.backup_type, chunk_size=chunk_size)
+    incremental = decision.mode is plan.Mode.INCREMENTAL
     assert disk.capacity_bytes is not None, "checked by _choose"
     return queries.NewDisk(
         vm_disk_id=disk.id,
@@ -181,29 +192,33 @@ def _plan(session: Session, disk: DiskRow, wanted: StartBackup) -> queries.NewDi
         label=disk.label,
         uuid=disk.uuid,
         capacity_bytes=disk.capacity_bytes,
-        backup_type=BackupType.INCREMENTAL if reason is None else BackupType.FULL,
-        type_reason=reason,
-        parent_backup_id=parent.backup_id if parent is not None and reason is None else None,
+        backup_type=BackupType(decision.mode),
+        type_reason=decision.reason or None,
+        parent_backup_id=parent.backup_id if parent is not None and incremental else None,
     )
 
 
-def _full_reason(
-    disk: DiskRow, parent: BackupDiskRow | None, wanted: RequestedType
-) -> str | None:
-    """Return why a disk will be read in full, or None for an incremental."""
-    if wanted is RequestedType.FULL:
-        return "a full read was requested"
-    if parent is None:
-        return "first backup of this disk in this repository"
-    if disk.tracking == Tracking.UNSUPPORTED:
-        return vm_service.NO_TRACKING
-    if parent.change_id is None:
-        return "nothing was tracked when the parent backup was made"
-    if parent.uuid != disk.uuid:
-        return "the disk was replaced since the parent backup"
-    if parent.capacity_bytes != disk.capacity_bytes:
-        return "the disk's size changed since the parent backup"
-    return None
+def _decide(
+    disk: DiskRow, parent: BackupDiskRow | None, wanted: RequestedType, *, chunk_size: int
+) -> plan.Decision:
+    """Decide by the engine's own rules, with the disk as discovery saw it for its snapshot."""
+    assert disk.capacity_bytes is not None, "checked by _choose"
+    return plan.decide_mode(
+        plan.Wish(wanted),
+        None
+        if parent is None
+        else plan.Parent(
+            uuid=parent.uuid,
+            size_bytes=parent.capacity_bytes,
+            chunk_size=chunk_size,
+            change_id=parent.change_id,
+        ),
+        tracking=Tracking(disk.tracking),
+        chunk_size=chunk_size,
+        snapshot=DiskSnapshot(
+            key=disk.key, size_bytes=disk.capacity_bytes, uuid=disk.uuid, change_id=None
+        ),
+    )
 
 
 def _summarise(disks: Sequence[queries.NewDisk]) -> tuple[BackupType, str | None]:
@@ -260,9 +275,7 @@ def _show(row: BackupRow, disks: Sequence[BackupDiskRow], job: JobRow | None) ->
         transfer_speed_bps=_speed(row, active),
         seconds_left=active.progress.get("seconds_left") if active is not None else None,
         error=failure_of(row.error),
-        disks=[
-            BackupDisk.model_validate(disk) for disk in disks
-        ],
+        disks=[BackupDisk.model_validate(disk) for disk in disks],
     )
 
 
@@ -309,9 +322,7 @@ def get_chain(
     if not found:
         where = f" in repository {repository_id}" if repository_id is not None else ""
         what = f"{disk_name} of VM {vm.name}" if disk_name is not None else f"VM {vm.name}"
-        raise NotFound(
-            f"{what} has no completed backup{where}", kind="chain-unknown", vm_id=vm.id
-        )
+        raise NotFound(f"{what} has no completed backup{where}", kind="chain-unknown", vm_id=vm.id)
     shown = [_show_chain(session, vm, chain) for chain in found]
     return shown[0] if len(shown) == 1 else ChainList(chains=shown)
 
@@ -352,6 +363,11 @@ def check_deletable(session: Session, backup_id: str) -> BackupRow:
             job_id=row.job_id,
         )
     return row
+
+
+def is_stored(row: BackupRow) -> bool:
+    """Whether the repository may hold the backup: a failed one was never committed."""
+    return row.status == JobStatus.COMPLETED
 
 
 def delete(session: Session, backup_id: str, *, now: datetime) -> BackupRow:

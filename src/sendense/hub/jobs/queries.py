@@ -268,9 +268,7 @@ def request_cancel(session: Session, job_id: str, *, now: datetime) -> JobRow:
 
 def is_cancel_requested(session: Session, job_id: str) -> bool:
     """Whether somebody asked the job to stop."""
-    return (
-        session.scalar(select(JobRow.cancel_requested_at).where(JobRow.id == job_id)) is not None
-    )
+    return session.scalar(select(JobRow.cancel_requested_at).where(JobRow.id == job_id)) is not None
 
 
 def finish(

@@ -1,12 +1,11 @@
 """Jobs as the API shows them."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from sendense.hub.model import Answer, Failure, Moment
+from sendense.hub.model import Answer, AskedMoment, Failure, Moment, Page, Text
 
 
 class JobStatus(StrEnum):
@@ -94,14 +93,12 @@ class JobList(Answer):
     total: int
 
 
-class JobFilter(Answer):
+class JobFilter(Page):
     """Which jobs to list."""
 
     status: JobStatus | None = None
     kind: JobKind | None = None
-    source_id: str | None = None
-    repository_id: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    limit: int
-    offset: int
+    source_id: Text | None = None
+    repository_id: Text | None = None
+    created_after: AskedMoment | None = None
+    created_before: AskedMoment | None = None

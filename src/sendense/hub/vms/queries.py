@@ -122,9 +122,7 @@ def list_last_backups(session: Session, vm_ids: Sequence[str]) -> dict[str, date
 
 def list_active_jobs(session: Session, vm_ids: Sequence[str]) -> dict[str, str]:
     """Return the id of the job that holds each VM's slot, by VM."""
-    rows = session.execute(
-        select(JobRow.vm_slot, JobRow.id).where(JobRow.vm_slot.in_(vm_ids))
-    )
+    rows = session.execute(select(JobRow.vm_slot, JobRow.id).where(JobRow.vm_slot.in_(vm_ids)))
     return {vm_id: job_id for vm_id, job_id in rows.tuples() if vm_id is not None}
 
 
@@ -216,7 +214,7 @@ def _describe(vm: VmRow, description: VmDescription, *, now: datetime) -> None:
     vm.gone_at = None
 
 
-def _upsert_disks(  # noqa: PLR0913 - a private step of upsert_vms, named arguments throughout
+def _upsert_disks(
     session: Session,
     vm: VmRow,
     rows: Sequence[DiskRow],
@@ -264,6 +262,4 @@ def _tell_changes(vm: VmRow, row: DiskRow, description: DiskDescription, tally: 
     elif before is not None and after is not None and before != after:
         tally.disks_grown += after > before
         verb = "grew" if after > before else "shrank"
-        tally.changes.append(
-            f"{row.disk_id} of VM {vm.name} {verb} from {before} to {after} bytes"
-        )
+        tally.changes.append(f"{row.disk_id} of VM {vm.name} {verb} from {before} to {after} bytes")

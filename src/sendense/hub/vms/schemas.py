@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from sendense.connectors.base import Tracking
-from sendense.hub.model import Answer, DiskChoice, Id, Moment, Request, Tags
+from sendense.hub.model import Answer, DiskChoice, Moment, Page, Request, TagFilter, Tags, Text
 
 EXCLUDED_DISKS_MAX = 1000  # more than any platform attaches to a VM
 
@@ -110,15 +110,13 @@ class Readiness(Answer):
     disks: list[DiskReadiness]
 
 
-class VmFilter(Answer):
+class VmFilter(Page):
     """Which VMs to list."""
 
-    q: str | None = None
-    name: str | None = None
-    source_id: Id | None = None
+    q: Annotated[Text | None, Field(description="Text in name, path or guest.")] = None
+    name: Text | None = None
+    source_id: Text | None = None
     power_state: PowerState | None = None
-    tag: str | None = None
+    tag: TagFilter | None = None
     protected: bool | None = None
     present: bool | None = None
-    limit: int
-    offset: int

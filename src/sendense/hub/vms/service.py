@@ -158,9 +158,7 @@ def delete_vm(session: Session, vm_id: str) -> None:
 def tell_readiness(session: Session, vm_id: str, repository_id: str | None) -> Readiness:
     """Say whether a VM's next backup can be incremental, disk by disk, and if not, why."""
     vm = queries.get_vm(session, vm_id)
-    present = [
-        disk for disk in queries.list_disks(session, [vm_id])[vm_id] if disk.gone_at is None
-    ]
+    present = [disk for disk in queries.list_disks(session, [vm_id])[vm_id] if disk.gone_at is None]
     disks = [_tell_disk(session, disk, repository_id) for disk in present]
     reasons = []
     if vm.gone_at is not None:
@@ -204,9 +202,7 @@ def _tell_disk(session: Session, disk: DiskRow, repository_id: str | None) -> Di
     )
 
 
-NO_TRACKING = (
-    "the source has no change tracking: everything is read, only what is new is stored"
-)
+NO_TRACKING = "the source has no change tracking: everything is read, only what is new is stored"
 
 
 def check_capacity(disk: DiskRow, vm: VmRow) -> int:

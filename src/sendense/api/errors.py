@@ -1,0 +1,196 @@
+"""Failures become problem documents: the one place that maps errors to HTTP."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from sendense.core.errors import (
+    Cancelled,
+    Conflict,
+    Corrupt,
+    Denied,
+    Invalid,
+    NoSpace,
+    NotFound,
+    ProtocolError,
+    SendenseError,
+    Unavailable,
+)
+from sendense.hub.problem import MEDIA_TYPE, TYPE_PREFIX
+
+_log = logging.getLogger(__name__)
+
+# From the narrow to the wide; the first that fits counts.
+_STATUS: tuple[tuple[type[SendenseError], HTTPStatus], ...] = (
+    (Invalid, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (NotFound, HTTPStatus.NOT_FOUND),
+    (Conflict, HTTPStatus.CONFLICT),
+    (Denied, HTTPStatus.FORBIDDEN),
+    (NoSpace, HTTPStatus.INSUFFICIENT_STORAGE),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (ProtocolError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Cancelled, HTTPStatus.CONFLICT),
+)
+_BY_KIND = {
+    "malformed-json": HTTPStatus.BAD_REQUEST,
+    "body-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "body-not-json": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+}
+_KIND_OF_STATUS = {
+    HTTPStatus.BAD_REQUEST: "malformed-json",
+    HTTPStatus.NOT_FOUND: "path-unknown",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method-not-allowed",
+}
+_RESERVED = {"type", "title", "status", "detail", "hint", "errors"}
+_REASON_LENGTH_MAX = 500
+_PLACES = {"body", "query", "path", "header"}
+
+
+def respond(error: SendenseError, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the problem document of an error of ours."""
+    status = _BY_KIND.get(error.kind) or next(
+        (status for kind, status in _STATUS if isinstance(error, kind)),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+    errors = error.fields.get("errors")
+    more = {name: value for name, value in error.fields.items() if name not in _RESERVED}
+    return _document(
+        status,
+        error.kind,
+        error.message,
+        hint=error.hint,
+        errors=errors if isinstance(errors, list) else [],
+        more=more,
+        headers=headers,
+    )
+
+
+def _document(  # noqa: PLR0913 - the fields of a problem document
+    status: HTTPStatus,
+    kind: str,
+    detail: str,
+    *,
+    hint: str = "",
+    errors: Sequence[Mapping[str, str]] = (),
+    more: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    content: dict[str, Any] = {
+        "type": TYPE_PREFIX + kind,
+        "title": kind.replace("-", " ").capitalize(),
+        "status": int(status),
+        "detail": detail,
+        "hint": hint,
+    }
+    if errors:
+        content["errors"] = list(errors)
+    return JSONResponse(
+        {**(more or {}), **content},
+        status_code=int(status),
+        media_type=MEDIA_TYPE,
+        headers=dict(headers or {}),
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Let the application answer every failure with a problem document."""
+    app.add_exception_handler(SendenseError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(SQLAlchemyError, _on_database)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def _on_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SendenseError), "registered for this type"
+    if isinstance(error, Corrupt):
+        _log.error("%s %s: %s", request.method, request.url.path, error.message)
+    return respond(error)
+
+
+def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, RequestValidationError), "registered for this type"
+    problems = [_field_problem(found) for found in error.errors()]
+    first = problems[0]
+    named = f"{first['field']}: " if first["field"] else ""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return _document(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "fields-invalid",
+        f"{named}{first['reason']}{more}",
+        hint="each wrong field is listed in errors",
+        errors=problems,
+    )
+
+
+def _field_problem(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return a field's name as a person would write it, and what is wrong with it."""
+    place = [str(part) for part in found["loc"]]
+    if place and place[0] in _PLACES:
+        place = place[1:]
+    reason = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        reason = "is not a known field"
+    elif found["type"] == "missing":
+        reason = "is missing"
+    return {"field": ".".join(place), "reason": reason[:_REASON_LENGTH_MAX]}
+
+
+def _on_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException), "registered for this type"
+    status = HTTPStatus(error.status_code)
+    details = {
+        HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here",
+    }
+    return _document(
+        status,
+        _KIND_OF_STATUS.get(status, status.phrase.lower().replace(" ", "-")),
+        details.get(status, status.phrase.lower()),
+        headers=error.headers,
+    )
+
+
+def _on_database(request: Request, error: Exception) -> JSONResponse:
+    """A catalog that does not answer is no bug of the request."""
+    _log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    if isinstance(error, DBAPIError) and error.statement is not None and not _is_away(error):
+        return _bug()
+    return respond(
+        Unavailable(
+            "the catalog does not answer",
+            kind="catalog-unavailable",
+            hint="try again; if it lasts, look at the disk of the data directory",
+        )
+    )
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether the database itself, not the statement, is the matter."""
+    text = str(error.orig).lower()
+    return error.connection_invalidated or any(
+        word in text for word in ("locked", "unable to open", "disk", "full", "readonly")
+    )
+
+
+def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s is broken", request.method, request.url.path, exc_info=error)
+    return _bug()
+
+
+def _bug() -> JSONResponse:
+    return _document(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "internal-error",
+        "the server failed on this request",
+        hint="the server's log says more; please report it",
+    )
