@@ -1,0 +1,163 @@
+"""One measured run of Sendense's data plane, in a process of its own: prints JSON figures.
+
+    python -m benchmarks.ours full|incremental|restore …
+
+What is timed is what a worker does for a job: open the repository, begin the session, transfer,
+commit. The interpreter's start is not, for a worker runs for weeks.
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sendense.core import units
+from sendense.core.clock import SystemClock
+from sendense.core.extent import Extent
+from sendense.core.ids import SystemIds
+from sendense.engine import backup, restore
+from sendense.engine.backup import EngineSettings, Task
+from sendense.engine.control import Control
+from sendense.engine.plan import INCREMENTAL, Decision, Mode
+from sendense.engine.progress import Progress
+from sendense.nbd.address import Address
+from sendense.nbd.client import Client
+from sendense.repository.descriptor import RepositorySettings
+from sendense.repository.manifest import DiskIdentity, ManifestDraft, VmRecord
+from sendense.repository.repository import Repository
+from sendense.repository.storage.local import LocalStorage
+
+KEY = 2000
+MEMORY_SECONDS = 0.02  # how often anonymous memory is looked at
+
+
+@dataclass(frozen=True)
+class SocketView:
+    """A disk behind a unix socket, with the changed extents of a list."""
+
+    address: Address
+    size_bytes: int
+    changes: tuple[Extent, ...]
+    connections_max: int = 16
+
+    def list_allocated(self) -> Iterator[Extent]:
+        """Yield what the server says of allocation."""
+        with Client.connect(self.address, contexts=["base:allocation"]) as client:
+            yield from client.list_allocated()
+
+    def list_changed(self) -> Iterator[Extent]:
+        """Yield the extents given."""
+        return iter(self.changes)
+
+
+def open_view(socket: Path, changes: Path | None) -> SocketView:
+    """Return the view of an export."""
+    address = Address(socket_path=str(socket))
+    with Client.connect(address) as client:
+        size = client.size_bytes
+    listed = json.loads(changes.read_text()) if changes else []
+    return SocketView(address, size, tuple(Extent(start, length) for start, length in listed))
+
+
+def back_up(view: SocketView, repository: Path, *, name: str, parent: str | None) -> dict[str, int]:
+    """Back up a disk, commit, and return the bytes that were counted."""
+    if not repository.exists():
+        repository.mkdir(parents=True)
+        Repository.create(
+            LocalStorage(repository), RepositorySettings(), clock=SystemClock(), ids=SystemIds()
+        )
+    place = Repository.open(LocalStorage(repository), clock=SystemClock(), ids=SystemIds())
+    place.begin_session(name, parents=[parent] if parent else [])
+    disk = DiskIdentity(KEY, 0, "disk", "uuid", view.size_bytes)
+    task = Task(
+        view=view,
+        open_writer=lambda mode: place.open_disk_writer(
+            name, disk, moment=name, mode=mode, parent_backup_id=parent
+        ),
+        decision=INCREMENTAL if parent else Decision(Mode.FULL),
+        moment=name,
+    )
+    progress = Progress()
+    done = backup.back_up_disk(
+        task, settings=EngineSettings(), control=Control(), progress=progress
+    )
+    assert done.record.mode is task.decision.mode, done.decision
+    now = datetime.now(tz=UTC)
+    vm = VmRecord("image", "bench", "source", "vm", "vm")
+    place.commit(name, ManifestDraft(name, vm, (KEY,), name, "none", "auto", now, now))
+    return {
+        "bytes_read": done.record.bytes_read,
+        "bytes_new": done.record.bytes_new,
+        "bytes_stored": done.record.bytes_stored,
+    }
+
+
+def restore_disk(repository: Path, target: Path, *, name: str) -> dict[str, int]:
+    """Restore a backup's disk to a raw file and return the bytes that were counted."""
+    place = Repository.open(LocalStorage(repository), clock=SystemClock(), ids=SystemIds())
+    with place.open_disk_reader(name, KEY) as reader:
+        done = restore.restore_disk_to_file(
+            reader,
+            restore.RestoreRequest(target, overwrite=True),
+            control=Control(),
+            progress=Progress(),
+        )
+    return {"bytes_written": done.bytes_written}
+
+
+def anonymous_bytes() -> int:
+    """Return this process's anonymous resident memory; mapped files are not in it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * units.KIB
+    raise AssertionError("Linux tells RssAnon")
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """Give a list whose only item is the highest anonymous memory seen so far."""
+    peak = [0]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(MEMORY_SECONDS):
+            peak[0] = max(peak[0], anonymous_bytes())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def main() -> None:
+    """Run what the command line says and print the figures."""
+    parser = argparse.ArgumentParser(prog="benchmarks.ours")
+    parser.add_argument("action", choices=["full", "incremental", "restore"])
+    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--socket", type=Path)
+    parser.add_argument("--parent")
+    parser.add_argument("--changes", type=Path)
+    parser.add_argument("--target", type=Path)
+    given = parser.parse_args()
+    with watched_memory() as peak:
+        cpu, started = time.process_time(), time.perf_counter()
+        if given.action == "restore":
+            counted = restore_disk(given.repository, given.target, name=given.name)
+        else:
+            view = open_view(given.socket, given.changes)
+            counted = back_up(view, given.repository, name=given.name, parent=given.parent)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": peak[0], **counted}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Turns runs into medians, spreads and ratios."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.contenders import Figures
+from sendense.core import units
+
+
+@dataclass(frozen=True)
+class Row:
+    """All runs of one contender."""
+
+    name: str
+    shown: str
+    runs: tuple[Figures, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The median of the wall times."""
+        return statistics.median(run.seconds for run in self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row for programs."""
+        return {
+            "name": self.name,
+            "command": self.shown,
+            "seconds": [round(run.seconds, 3) for run in self.runs],
+            "seconds_median": round(self.seconds, 3),
+            "cpu_median": round(statistics.median(run.cpu for run in self.runs), 3),
+            "memory_max": max(run.memory for run in self.runs),
+            "counted": dict(self.runs[-1].counted),
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison: every row is set against the row `ours`."""
+
+    title: str
+    rows: tuple[Row, ...]
+    ours: str
+
+    def find(self, name: str) -> Row:
+        """Return a row."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_lines(self) -> list[str]:
+        """Return the table as Markdown."""
+        ours = self.find(self.ours).seconds
+        lines = [
+            f"### {self.title}",
+            "",
+            "| | seconds (lowest to highest) | CPU s | ours is | read | stored | RssAnon |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in self.rows:
+            times = [run.seconds for run in row.runs]
+            cpu = statistics.median(run.cpu for run in row.runs)
+            ratio = "" if row.name == self.ours else f"{row.seconds / ours:.2f}x as fast"
+            counted = row.runs[-1].counted
+            memory = max(run.memory for run in row.runs)
+            lines.append(
+                f"| {row.name} | {row.seconds:.2f} ({min(times):.2f} to {max(times):.2f}) "
+                f"| {cpu:.2f} | {ratio} | {_size(counted, 'bytes_read')} "
+                f"| {_size(counted, 'bytes_stored')} "
+                f"| {units.format_size(memory) if memory else ''} |"
+            )
+        return [*lines, ""]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table for programs."""
+        return {"title": self.title, "rows": [row.to_json() for row in self.rows]}
+
+
+def _size(counted: Mapping[str, int], key: str) -> str:
+    return units.format_size(counted[key]) if key in counted else ""
+
+
+def measure(contenders: Sequence[Any], *, rounds: int, note: Any) -> tuple[Row, ...]:
+    """Run all contenders in turn, so many rounds, and return their rows."""
+    runs: dict[str, list[Figures]] = {one.name: [] for one in contenders}
+    for number in range(rounds):
+        for one in contenders:
+            note(f"round {number + 1} of {rounds}: {one.name}")
+            one.prepare()
+            runs[one.name].append(one.run())
+    return tuple(Row(one.name, one.shown, tuple(runs[one.name])) for one in contenders)
