@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, tags, text, waiting
+from sendense.cli import lookup, paging, tags, text, waiting
 from sendense.cli.command import Session, command, group
+from sendense.cli.job import JobStatus
 from sendense.cli.output import Column
 
 app = group("backup", "Backups of VMs.")
@@ -28,16 +29,6 @@ class ConsistencyChoice(StrEnum):
     REQUIRE = "require"
     PREFER = "prefer"
     OFF = "off"
-
-
-class BackupStatus(StrEnum):
-    """States a backup can be in."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
 
 
 @command(
@@ -113,12 +104,22 @@ def list_backups(  # noqa: PLR0913, PLR0917 - a command's options are its parame
         str | None, typer.Option("--repository", "-r", help="Only those in it, by name or id.")
     ] = None,
     kind: Annotated[BackupType | None, typer.Option("--type", help="Only these.")] = None,
-    status: Annotated[BackupStatus | None, typer.Option(help="Only in this state.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only in this state.")] = None,
     tag: Annotated[
         str | None, typer.Option(metavar="KEY=VALUE", help="Only with this tag.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only made at or after this time, ISO 8601.")
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only made before this time, ISO 8601.")
+    ] = None,
+    limit: paging.LimitOption = None,
+    offset: paging.OffsetOption = None,
+    *,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="Those deleted instead, whose space is not yet freed.")
+    ] = False,
 ) -> None:
     """List backups."""
     answer = session.api.get(
@@ -130,6 +131,9 @@ def list_backups(  # noqa: PLR0913, PLR0917 - a command's options are its parame
         backup_type=kind,
         status=status,
         tag=tag,
+        created_after=after,
+        created_before=before,
+        deleted=deleted or None,
         limit=limit,
         offset=offset,
     )

@@ -29,8 +29,6 @@ from sendense.core import units
 _PYTHON_MIN = (3, 11)
 _PROGRAM_SECONDS = 10.0  # `--version` of a healthy program takes milliseconds
 _FREE_BYTES_MIN = units.GIB  # the catalog, logs and a scratch file; less and a backup soon fails
-_DATA_DIR_DEFAULT = "/var/lib/sendense"
-_PORT_DEFAULT = 8082
 
 
 class Verdict(StrEnum):
@@ -99,11 +97,12 @@ def register(app: typer.Typer) -> None:
 def doctor(
     session: Session,
     data_dir: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--data-dir", envvar="SENDENSE_DATA_DIR", help="The server's data directory to look at."
+            "--data-dir",
+            help="The server's data directory to look at; by default as `sendense serve` takes it.",
         ),
-    ] = Path(_DATA_DIR_DEFAULT),
+    ] = None,
 ) -> None:
     """Check this machine and the server; name the licences of optional parts.
 
@@ -113,7 +112,7 @@ def doctor(
     checks = [
         _check_python(),
         *(_check_program(program) for program in PROGRAMS),
-        *_check_data_dir(data_dir),
+        *_check_settings(data_dir),
         _check_server(session),
     ]
     healthy = all(check.verdict is not Verdict.FAILED for check in checks)
@@ -209,6 +208,24 @@ def _read_version(place: str) -> str | None:
     return found.group() if found else place
 
 
+def _check_settings(data_dir: Path | None) -> Iterator[Check]:
+    """Look at the environment's settings, then at the data directory."""
+    from pydantic import ValidationError  # costs every other command 0.1 s
+
+    from sendense.settings import Settings
+
+    try:
+        place = data_dir or Settings().data_dir
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"SENDENSE_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}"
+            for found in error.errors()
+        )
+        yield Check("settings", Verdict.FAILED, "invalid", hint=wrong)
+        return
+    yield from _check_data_dir(place)
+
+
 def _check_data_dir(path: Path) -> Iterator[Check]:
     name = "data directory"
     try:
@@ -279,7 +296,7 @@ def _check_port(session: Session) -> Check:
             "server", Verdict.FAILED, f"{url} does not answer", hint="see --url, SENDENSE_URL"
         )
     address = httpx.URL(url)
-    port = address.port or _PORT_DEFAULT
+    port = address.port or (443 if address.scheme == "https" else 80)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -45,6 +45,7 @@ _BY_STATUS = {
     409: ExitCode.CONFLICT,
     410: ExitCode.NOT_FOUND,
     413: ExitCode.USAGE,
+    415: ExitCode.USAGE,
     422: ExitCode.USAGE,
     429: ExitCode.UNAVAILABLE,
     502: ExitCode.UNAVAILABLE,
@@ -52,6 +53,9 @@ _BY_STATUS = {
     504: ExitCode.UNAVAILABLE,
     507: ExitCode.UNAVAILABLE,
 }
+
+
+_BUG = "internal-error"
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,10 @@ def from_response(response: httpx.Response) -> Failure:
             _BY_STATUS.get(response.status_code, ExitCode.FAILED),
             hint="is this address a Sendense server? see --url and SENDENSE_URL",
         )
-    kind = str(problem.get("type", "")).rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    kind = str(problem.get("type", "")).rsplit(":", 1)[-1]
     code = _BY_STATUS.get(response.status_code, ExitCode.FAILED)
-    if kind in {"corrupt", "chunk-corrupt"} or problem.get("title") == "Corrupt":
-        code = ExitCode.CORRUPT
+    if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and kind != _BUG:
+        code = ExitCode.CORRUPT  # the API's 500 is either a bug, which has its type, or damage
     detail = problem.get("detail") or problem.get("title") or f"status {response.status_code}"
     return Failure(
         str(detail),
@@ -161,18 +165,12 @@ def _read_problem(response: httpx.Response) -> dict[str, Any] | None:
 
 
 def _read_field_errors(problem: dict[str, Any]) -> tuple[FieldError, ...]:
-    entries = problem.get("errors") or problem.get("fields") or []
-    if not isinstance(entries, list):
-        return ()
-    found = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            name = entry.get("field") or entry.get("name") or entry.get("loc") or ""
-            reason = entry.get("reason") or entry.get("message") or entry.get("msg") or ""
-            if isinstance(name, list):
-                name = ".".join(str(part) for part in name)
-            found.append(FieldError(str(name), str(reason)))
-    return tuple(found)
+    entries = problem.get("errors")
+    return tuple(
+        FieldError(str(entry.get("field", "")), str(entry.get("reason", "")))
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict)
+    )
 
 
 def _read_candidates(problem: dict[str, Any]) -> tuple[str, ...]:

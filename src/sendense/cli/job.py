@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import text, waiting
+from sendense.cli import paging, text, waiting
 from sendense.cli.command import Session, command, group
 from sendense.cli.output import Column
 
@@ -38,8 +38,8 @@ def list_jobs(
     session: Session,
     status: Annotated[JobStatus | None, typer.Option(help="Only in this state.")] = None,
     kind: Annotated[JobKind | None, typer.Option(help="Only of this kind.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
+    limit: paging.LimitOption = None,
+    offset: paging.OffsetOption = None,
 ) -> None:
     """List jobs."""
     answer = session.api.get("jobs", status=status, kind=kind, limit=limit, offset=offset)

@@ -24,6 +24,8 @@ def find_id(api: Api, noun: str, name_or_id: str) -> str:
                 raise
     filters = {"name": name_or_id} if noun == "vms" else {}  # thousands of VMs, a few of the rest
     named = [entry for entry in api.list_all(noun, **filters) if entry.get("name") == name_or_id]
+    # A VM that its source no longer has yields to one of the same name that it has.
+    named = [entry for entry in named if entry.get("present", True)] or named
     if not named:
         raise Failure(
             f"{_NOUNS[noun]} {name_or_id} is not known to the server",

@@ -132,7 +132,8 @@ class Output:
         self.err.print(
             Text.assemble(("error: ", "bold red"), text.escape(problem.message)), soft_wrap=True
         )
-        for entry in problem.field_errors:
+        # A single wrong field is in the message already.
+        for entry in problem.field_errors if len(problem.field_errors) > 1 else ():
             self.note(f"  {entry.name}: {entry.reason}", style="")
         for candidate in problem.candidates:
             self.note(f"  - {candidate}", style="")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, text, waiting
+from sendense.cli import lookup, paging, text, waiting
 from sendense.cli.command import Session, command, group
 from sendense.cli.failure import ExitCode, Failure, usage
 from sendense.cli.output import Column
@@ -56,6 +56,8 @@ def list_repositories(
         str | None,
         typer.Argument(metavar="[PATH]", help="List the backups inside this directory instead."),
     ] = None,
+    limit: paging.LimitOption = None,
+    offset: paging.OffsetOption = None,
 ) -> None:
     """List the repositories, or the backups inside one given by its path."""
     if path is not None:
@@ -63,7 +65,7 @@ def list_repositories(
 
         standalone.list_backups(session, _check_path(path, verb="list"))
         return
-    answer = session.api.get("repositories")
+    answer = session.api.get("repositories", limit=limit, offset=offset)
     if session.answered(answer):
         return
     entries = answer.data["repositories"]

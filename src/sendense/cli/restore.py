@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import text, waiting
+from sendense.cli import job, paging, text, waiting
 from sendense.cli.command import Session, command, group
 from sendense.cli.output import Column
 
@@ -92,11 +92,17 @@ def start(  # noqa: PLR0913 - a command's options are its parameters
 @command(app, "list", examples=["sendense restore list"])
 def list_restores(
     session: Session,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
+    backup: Annotated[
+        str | None, typer.Option(metavar="BACKUP", help="Only of this backup.")
+    ] = None,
+    status: Annotated[job.JobStatus | None, typer.Option(help="Only in this state.")] = None,
+    limit: paging.LimitOption = None,
+    offset: paging.OffsetOption = None,
 ) -> None:
     """List restores."""
-    answer = session.api.get("restores", limit=limit, offset=offset)
+    answer = session.api.get(
+        "restores", backup_id=backup, status=status, limit=limit, offset=offset
+    )
     if session.answered(answer):
         return
     entries = answer.data["restores"]
@@ -117,7 +123,7 @@ def list_restores(
                 entry.get("status"),
                 _target(entry),
                 entry.get("backup_id"),
-                _restore_id(entry),
+                entry["restore_id"],
             )
             for entry in entries
         ],
@@ -135,7 +141,7 @@ def show(session: Session, restore: RestoreArgument) -> None:
     message, hint = waiting.read_error(data.get("error"))
     session.output.facts(
         [
-            ("Restore", _restore_id(data)),
+            ("Restore", data["restore_id"]),
             ("Backup", data.get("backup_id")),
             ("Disk", data.get("disk_id")),
             ("To", _target(data)),
@@ -143,7 +149,8 @@ def show(session: Session, restore: RestoreArgument) -> None:
             ("Error", message),
             ("Hint", hint),
             ("Progress", text.percent(data.get("progress_percent"))),
-            ("Written", text.size(data.get("bytes_written"))),
+            ("Written", text.size(data["bytes_written"])),
+            ("Disk size", text.size(data["total_bytes"])),
             ("Created", text.moment(data.get("created_at"))),
             ("Took", text.between(data.get("started_at"), data.get("completed_at"))),
             ("Job", data.get("job_id")),
@@ -160,12 +167,5 @@ def cancel(session: Session, restore: RestoreArgument) -> None:
     session.output.line(f"restore {restore} is being cancelled")
 
 
-def _restore_id(restore: dict[str, Any]) -> str:
-    return str(restore.get("restore_id") or restore.get("id"))
-
-
 def _target(restore: dict[str, Any]) -> str:
-    target = restore.get("target")
-    if isinstance(target, dict):
-        return f"{target.get('path')} ({target.get('format')})"
-    return str(restore.get("target_path") or text.MISSING)
+    return f"{restore['target']['path']} ({restore['target']['format']})"

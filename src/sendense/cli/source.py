@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, text, waiting
+from sendense.cli import lookup, paging, text, waiting
 from sendense.cli.command import Session, command, group
 from sendense.cli.failure import usage
 from sendense.cli.output import Column
@@ -97,9 +97,11 @@ def probe_source(
 
 
 @command(app, "list", examples=["sendense source list", "sendense source list --json"])
-def list_sources(session: Session) -> None:
+def list_sources(
+    session: Session, limit: paging.LimitOption = None, offset: paging.OffsetOption = None
+) -> None:
     """List the sources."""
-    answer = session.api.get("sources")
+    answer = session.api.get("sources", limit=limit, offset=offset)
     if session.answered(answer):
         return
     entries = answer.data["sources"]

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, tags, text
+from sendense.cli import lookup, paging, tags, text
 from sendense.cli.backup import print_backups
 from sendense.cli.command import Session, command, group
 from sendense.cli.failure import usage
@@ -32,8 +32,8 @@ def list_vms(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     protected: Annotated[
         bool | None, typer.Option("--protected/--unprotected", help="With or without a backup.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    offset: Annotated[int | None, typer.Option(min=0, help="Skip so many.")] = None,
+    limit: paging.LimitOption = None,
+    offset: paging.OffsetOption = None,
 ) -> None:
     """List VMs."""
     source_id = lookup.find_id(session.api, "sources", source) if source else None
@@ -113,18 +113,37 @@ def disks(session: Session, vm: VmArgument) -> None:
 
 
 @command(app, "backups", examples=["sendense vm backups web1"])
-def backups(session: Session, vm: VmArgument) -> None:
+def backups(
+    session: Session,
+    vm: VmArgument,
+    limit: paging.LimitOption = None,
+    offset: paging.OffsetOption = None,
+) -> None:
     """List a VM's backups."""
-    answer = session.api.get("vms", lookup.find_id(session.api, "vms", vm), "backups")
+    vm_id = lookup.find_id(session.api, "vms", vm)
+    answer = session.api.get("vms", vm_id, "backups", limit=limit, offset=offset)
     if session.answered(answer):
         return
     print_backups(session, answer.data)
 
 
-@command(app, "readiness", examples=["sendense vm readiness web1"])
-def readiness(session: Session, vm: VmArgument) -> None:
-    """Say whether a VM can be backed up incrementally, and if not, why."""
-    answer = session.api.get("vms", lookup.find_id(session.api, "vms", vm), "readiness")
+@command(
+    app,
+    "readiness",
+    examples=["sendense vm readiness web1", "sendense vm readiness web1 --repository main"],
+)
+def readiness(
+    session: Session,
+    vm: VmArgument,
+    repository: Annotated[
+        str | None,
+        typer.Option("--repository", "-r", help="Look at the backups in it too; name or id."),
+    ] = None,
+) -> None:
+    """Say whether a VM can be backed up, and incrementally, and if not, why."""
+    vm_id = lookup.find_id(session.api, "vms", vm)
+    repository_id = lookup.find_id(session.api, "repositories", repository) if repository else None
+    answer = session.api.get("vms", vm_id, "readiness", repository_id=repository_id)
     if session.answered(answer):
         return
     data = answer.data

@@ -44,7 +44,7 @@ class Hub:
         self._replies.setdefault((method, path), []).append(Reply(status, text))
 
     def refuse(self, method: str, path: str, status: int, **problem: Any) -> None:
-        document = {"type": "https://sendense.example/problems/x", "title": "No", **problem}
+        document = {"type": "urn:sendense:problem:x", "title": "No", **problem}
         reply = Reply(status, json.dumps(document), "application/problem+json")
         self._replies.setdefault((method, path), []).append(reply)
 

@@ -50,15 +50,15 @@ def _problem(status: int, **document: object) -> failure.Failure:
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(400, 2), (401, 5), (403, 5), (404, 3), (409, 4), (422, 2), (500, 1), (503, 6), (507, 6)],
+    [(400, 2), (401, 5), (403, 5), (404, 3), (409, 4), (422, 2), (503, 6), (507, 6)],
 )
 def test_a_status_decides_the_exit_code(status: int, code: int) -> None:
     assert _problem(status, detail="no").code == code
 
 
 def test_stored_data_that_is_corrupt_is_told_by_the_problems_type() -> None:
-    problem = _problem(500, type="https://sendense.example/problems/corrupt", detail="no")
-    assert problem.code == ExitCode.CORRUPT
+    assert _problem(500, type="urn:sendense:problem:pack-torn", detail="no").code == 7
+    assert _problem(500, type="urn:sendense:problem:internal-error", detail="no").code == 1
 
 
 def test_a_proxys_error_page_is_not_shown_as_a_problem() -> None:

@@ -66,13 +66,17 @@ def test_a_problem_is_shown_with_its_hint_fields_and_candidates(run: Run, hub: H
         422,
         detail="the request is wrong",
         hint="mend it",
-        errors=[{"field": "limit", "reason": "must be at most 1000"}],
+        errors=[
+            {"field": "limit", "reason": "must be at most 1000"},
+            {"field": "x", "reason": "is not a known field"},
+        ],
         candidates=[{"id": "vm-1", "path": "/a"}, "vm-2"],
     )
     result = run("vm", "list")
     assert result.err.splitlines() == [
         "error: the request is wrong",
         "  limit: must be at most 1000",
+        "  x: is not a known field",
         "  - id vm-1, path /a",
         "  - vm-2",
         "hint: mend it",
