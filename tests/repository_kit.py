@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sendense.core.clock import ManualClock
 from sendense.core.ids import SeededIds
 from sendense.repository import chunk
+from sendense.repository.descriptor import RepositorySettings
 from sendense.repository.manifest import (
     DiskIdentity,
     DiskRecord,
@@ -15,7 +16,7 @@ from sendense.repository.manifest import (
     Mode,
     VmRecord,
 )
-from sendense.repository.repository import NO_RESERVE, Repository, RepositorySettings, Reserve
+from sendense.repository.repository import NO_RESERVE, Repository, Reserve
 from sendense.repository.storage.base import Storage
 
 CHUNK = chunk.SIZE_MIN
