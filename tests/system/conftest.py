@@ -31,36 +31,52 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def create_guest(
+    folder: Path, guest_image: image.GuestImage, *, second: str = "qcow2", **more: Any
+) -> Guest:
+    """Return a guest with a partitioned qcow2 disk and a second disk of some format."""
+    files = folder / "files"
+    files.mkdir(parents=True)
+    (files / "hello").write_bytes(b"hello from the host\n" * 5000)
+    disks.make_partitioned(folder / "0.img", DISK_BYTES, files, image_format="qcow2")
+    disks.make_filesystem(folder / "1.img", SECOND_BYTES, image_format=second)
+    return Guest(
+        name=folder.name,
+        uuid=str(uuid.uuid4()),
+        folder=folder,
+        image=guest_image,
+        disks=[
+            Disk("disk0", folder / "0.img", "qcow2"),
+            Disk("disk1", folder / "1.img", second),
+        ],
+        mounts=[("/dev/vda1", "/mnt/a"), ("/dev/vdb", "/mnt/b")],
+        **more,
+    )
+
+
 MakeGuest = Callable[..., Guest]
 
 
 @pytest.fixture
 def make_guest(folder: Path, guest_image: image.GuestImage) -> Iterator[MakeGuest]:
-    """Return a maker of guests with a partitioned qcow2 disk and a second disk of some format."""
+    """Return a maker of guests; see `create_guest`. They end with the test."""
     with ExitStack() as stack:
 
-        def make(name: str = "guest", *, second: str = "qcow2", **more: Any) -> Guest:
-            home = folder / name
-            files = home / "files"
-            files.mkdir(parents=True)
-            (files / "hello").write_bytes(b"hello from the host\n" * 5000)
-            disks.make_partitioned(home / "0.img", DISK_BYTES, files, image_format="qcow2")
-            disks.make_filesystem(home / "1.img", SECOND_BYTES, image_format=second)
-            guest = Guest(
-                name=name,
-                uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
-                folder=home,
-                image=guest_image,
-                disks=[
-                    Disk("disk0", home / "0.img", "qcow2"),
-                    Disk("disk1", home / "1.img", second),
-                ],
-                mounts=[("/dev/vda1", "/mnt/a"), ("/dev/vdb", "/mnt/b")],
-                **more,
-            )
-            return stack.enter_context(guest)
+        def make(name: str = "guest", **more: Any) -> Guest:
+            return stack.enter_context(create_guest(folder / name, guest_image, **more))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def shared_guest(guest_image: image.GuestImage) -> Iterator[Guest]:
+    """Return a running guest for the tests of a module that leave it as they found it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sendense-test-") as name,
+        create_guest(Path(name) / "shared", guest_image) as guest,
+    ):
+        guest.start()
+        yield guest
 
 
 def open_source(*guests: Guest, agent: bool = True) -> QemuSource:
@@ -73,4 +89,4 @@ def open_source(*guests: Guest, agent: bool = True) -> QemuSource:
         }
         for guest in guests
     ]
-    return QemuSource({"vms": vms}, allowed=Path, scratch_root=guests[0].folder / "scratch")
+    return QemuSource({"vms": vms}, Path, guests[0].folder / "scratch")

@@ -155,7 +155,7 @@ def _find_parent(disk: Disk, child: names.BitmapName) -> Bitmap | None:
 
 
 def _explain_missing(bitmap: str, disk: Disk, layout: Layout) -> str:
-    if layout.find_bitmap_node(bitmap, besides=disk.node) is not None:
+    if layout.find_bitmap_below(bitmap, disk) is not None:
         return (
             "an external snapshot was put on top of the disk; the change tracking stayed with the "
             "image below it"

@@ -15,6 +15,7 @@ from sendense.connectors.qemu.qmp import CommandFailed, Qmp
 
 # Where the node under a device can be exchanged while the guest runs; each was tried.
 _TYPES_SUPPORTED = ("virtio-blk", "scsi-hd")
+BACKING_DEPTH_MAX = 200  # QEMU opens no deeper chains in practice; ends a loop of images
 _FILTER_DRIVER = "copy-before-write"
 
 
@@ -84,13 +85,19 @@ class Layout:
         found = (names.find_node_name(name) for name in self.nodes)
         return [name for name in found if name is not None]
 
-    def find_bitmap_node(self, bitmap: str, *, besides: str) -> str | None:
-        """Return another node than `besides` that carries a bitmap, or None."""
-        for name, node in self.nodes.items():
-            if name != besides and any(
-                found.get("name") == bitmap for found in node.get("dirty-bitmaps", ())
-            ):
-                return name
+    def find_bitmap_below(self, bitmap: str, disk: Disk) -> str | None:
+        """Return the image under a disk's own one whose node carries a bitmap, or None."""
+        node = self.nodes[disk.node]
+        for _ in range(BACKING_DEPTH_MAX):
+            image = node.get("backing_file")
+            below = [other for other in self.nodes.values() if image and other["file"] == image]
+            for other in below:
+                if any(found.get("name") == bitmap for found in other.get("dirty-bitmaps", ())):
+                    return str(image)
+            if not below:
+                return None
+            # Format and protocol node name the same file; only the format's goes on downwards.
+            node = next((other for other in below if "backing_file" in other), below[0])
         return None
 
 

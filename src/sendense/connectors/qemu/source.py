@@ -2,9 +2,8 @@
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,73 +13,30 @@ from sendense.connectors.base import (
     Snapshot,
     SnapshotOutcome,
     SnapshotRequest,
+    Source,
     Tracking,
     VmDescription,
 )
+from sendense.connectors.config import PathPolicy
+from sendense.connectors.qemu import config as qemu_config
 from sendense.connectors.qemu import guard, layout, names, scratch, snapshot, view
+from sendense.connectors.qemu.config import VmAddress
 from sendense.connectors.qemu.qmp import Qmp
 from sendense.core.clock import Clock, SystemClock
 from sendense.core.errors import Conflict, Invalid, NotFound, SendenseError, Unavailable
 from sendense.core.ids import IdSource, SystemIds
 
-VMS_MAX = 1000  # a machine runs fewer; each costs a connection at every discovery
-NAME_LENGTH_MAX = 255
 _POWER_STATES = {"running": "on", "shutdown": "off", "guest-panicked": "off"}
 
-PathPolicy = Callable[[str], Path]
+
+def validate_config(config: Mapping[str, Any], resolve: PathPolicy) -> None:
+    """Raise Invalid or Denied for what `open_source` would refuse; contacts nothing."""
+    qemu_config.parse(config, resolve)
 
 
-@dataclass(frozen=True, slots=True)
-class VmAddress:
-    """A VM as the user registered it.
-
-    Attributes:
-        qmp: path of a QMP socket that nobody else uses.
-        agent: path of the guest agent's socket, or None.
-    """
-
-    name: str
-    qmp: str
-    agent: str | None
-
-
-def parse_config(config: dict[str, Any]) -> list[VmAddress]:
-    """Read `{"vms": [{"name", "qmp", "agent"}]}`. Raises Invalid naming the field."""
-    _refuse_unknown(config, {"vms"}, "config")
-    vms = config.get("vms")
-    if not isinstance(vms, list) or not 1 <= len(vms) <= VMS_MAX:
-        raise _invalid("config.vms", f"must be a list of 1 to {VMS_MAX} VMs")
-    addresses = [_parse_vm(vm, f"config.vms[{index}]") for index, vm in enumerate(vms)]
-    for field in ("name", "qmp"):
-        values = [getattr(address, field) for address in addresses]
-        for index, value in enumerate(values):
-            if value in values[:index]:
-                raise _invalid(f"config.vms[{index}].{field}", "repeats that of another VM")
-    return addresses
-
-
-def _parse_vm(vm: object, where: str) -> VmAddress:
-    if not isinstance(vm, dict):
-        raise _invalid(where, "must be an object with name, qmp and agent")
-    _refuse_unknown(vm, {"name", "qmp", "agent"}, where)
-    name, qmp, agent = vm.get("name"), vm.get("qmp"), vm.get("agent")
-    if not isinstance(name, str) or not 1 <= len(name) <= NAME_LENGTH_MAX:
-        raise _invalid(f"{where}.name", f"must be a text of 1 to {NAME_LENGTH_MAX} characters")
-    if not isinstance(qmp, str) or not qmp.startswith("/"):
-        raise _invalid(f"{where}.qmp", "must be the absolute path of a QMP socket")
-    if agent is not None and (not isinstance(agent, str) or not agent.startswith("/")):
-        raise _invalid(f"{where}.agent", "must be null or the absolute path of an agent's socket")
-    return VmAddress(name, qmp, agent)
-
-
-def _refuse_unknown(given: dict[str, Any], known: set[str], where: str) -> None:
-    for field in given:
-        if field not in known:
-            raise _invalid(f"{where}.{field}", "is not a known field")
-
-
-def _invalid(field: str, reason: str) -> Invalid:
-    return Invalid(f"{field} {reason}", kind="config-invalid", field=field)
+def open_source(config: Mapping[str, Any], resolve: PathPolicy, scratch_root: Path) -> Source:
+    """Return the source; see `QemuSource`."""
+    return QemuSource(config, resolve, scratch_root)
 
 
 class QemuSource:
@@ -88,25 +44,28 @@ class QemuSource:
 
     Every method opens its own connection to the VM's QMP socket, holds it as short as it can and
     first mends what a killed predecessor left (`guard`).
+
+    Args:
+        config: see `config`.
+        resolve: asked for each socket, at construction and at each use.
+        scratch_root: a private folder with room for what guests overwrite during a backup.
     """
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: Mapping[str, Any],
+        resolve: PathPolicy,
+        scratch_root: Path,
         *,
-        allowed: PathPolicy,
-        scratch_root: Path | None = None,
         clock: Clock | None = None,
         ids: IdSource | None = None,
     ) -> None:
-        self._addresses = parse_config(config)
-        self._allowed = allowed
-        self._scratch_root = scratch_root or scratch.default_root()
+        self._addresses = qemu_config.parse(config, resolve)
+        self._allowed = resolve
+        self._scratch_root = scratch_root
         self._clock = clock or SystemClock()
         self._ids = ids or SystemIds()
         self._known: dict[str, VmAddress] = {}
-        for address in self._addresses:
-            self._resolve(address)
 
     def probe(self) -> str:
         """Contact every VM and say how many answered."""
