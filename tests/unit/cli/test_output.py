@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -97,3 +98,30 @@ def test_a_bar_is_drawn_and_taken_away_again(hub: Hub) -> None:
     assert "1.0 KiB / 2.0 KiB" in seen
     assert "\x1b[?25h" in seen, "the cursor is shown again"
     assert seen.rstrip().endswith("job j completed")
+
+
+def test_ctrl_c_ends_the_bar_with_130_and_says_that_the_job_goes_on(hub: Hub) -> None:
+    job = {"job_id": "j", "kind": "backup", "status": "running", "progress_percent": 50}
+    hub.answer("GET", "/jobs/j", {**job, "current_phase": "transfer"})
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sendense.cli.main", "job", "watch", "j", "--url", hub.url],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={"PATH": os.environ["PATH"], "TERM": "xterm", "LANG": "C.UTF-8"},
+    ) as program:
+        os.close(theirs)
+        seen = b""
+        while b"transfer" not in seen:
+            assert select.select([ours], [], [], DEADLINE_SECONDS)[0], seen
+            seen += os.read(ours, 65536)
+        program.send_signal(signal.SIGINT)
+        seen += _read_all(ours)
+        os.close(ours)
+        assert program.wait(DEADLINE_SECONDS) == 130
+    said = seen.decode()
+    assert "job j goes on" in said
+    assert "sendense job cancel j" in said
+    assert "\x1b[?25h" in said, "the cursor is shown again"
+    assert not hub.sent("POST", "/jobs/j/cancel")
