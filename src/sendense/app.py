@@ -158,7 +158,7 @@ def create_context(
 
     @contextmanager
     def open_repository(row: RepositoryRow) -> Iterator[Repository]:
-        with closing(hub.open_storage(row.type, row.config)) as storage:
+        with repositories.open_checked(hub, row) as storage:
             yield Repository.open(storage, clock=hub.clock, ids=hub.ids)
 
     return Context(

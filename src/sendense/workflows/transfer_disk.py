@@ -5,6 +5,7 @@
 No database transaction is open while bytes move.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
@@ -90,7 +91,7 @@ def transfer(
         ):
             moved = backup.back_up_disk(
                 Task(view, open_writer, decided.decision, snapshot.moment, disk.change_id),
-                settings=context.transfer,
+                settings=replace(context.transfer, level=repository.compression_level),
                 control=control,
                 progress=progress,
             )
