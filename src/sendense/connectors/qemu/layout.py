@@ -3,7 +3,6 @@
 `read` asks; everything else is pure and works on the answers.
 """
 
-import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -112,9 +111,10 @@ def read(qmp: Qmp, vm_uuid: str) -> Layout:
     serials = {block["qdev"]: _find_serial(qmp, block["qdev"]) for block in attached}
     types = {block["qdev"]: _find_type(qmp, block["qdev"]) for block in attached}
     identities = identify(vm_uuid, serials)
-    ordered = sorted(attached, key=lambda block: natural_key(block["qdev"]))
     disks = []
-    for index, block in enumerate(ordered):
+    # QEMU lists disks in the order in which they were attached: the guest's order at its start, and
+    # what is plugged in later comes last.
+    for index, block in enumerate(attached):
         top = block["inserted"]["node-name"]
         node = nodes[below.get(top, top)]
         disks.append(_describe(index, block["qdev"], top, node, identities, types))
@@ -127,12 +127,6 @@ def is_disk(block: dict[str, Any]) -> bool:
     return bool(
         inserted and block.get("qdev") and not block.get("removable") and not inserted.get("ro")
     )
-
-
-def natural_key(path: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts `disk10` behind `disk9`."""
-    parts = re.split(r"(\d+)", path)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def identify(vm_uuid: str, serials: dict[str, str]) -> dict[str, str]:
