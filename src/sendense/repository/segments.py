@@ -48,10 +48,10 @@ class Segments:
         """Look for segments that have come or gone."""
         with self._lock:
             names = [found.name for found in self._storage.list_objects(FOLDER)]
-            counted = [name for name in names if name in self._segments_of(session_of(name))]
+            self.damaged.clear()
+            counted = [name for name in names if self._counts(name)]
             for name in set(self._by_name) - set(counted):
                 del self._by_name[name]
-            self.damaged.clear()
             for name in counted:
                 if name not in self._by_name:
                     self._open(name)
@@ -107,6 +107,13 @@ class Segments:
     def counted(self) -> tuple[Segment, ...]:
         """The segments that count."""
         return self._counted
+
+    def _counts(self, name: str) -> bool:
+        try:
+            return name in self._segments_of(session_of(name))
+        except Corrupt as error:
+            self.damaged[name] = error  # without its outcome nobody can say whether it counts
+            return False
 
     def _segments_of(self, session_id: str) -> frozenset[str]:
         """Return the segments that a session's outcome made count; an outcome never changes."""

@@ -1,0 +1,220 @@
+import random
+
+import pytest
+
+from sendense.core.errors import Corrupt, Invalid, NoSpace
+from sendense.repository import chunk, index, pack
+from sendense.repository.check import check
+from sendense.repository.manifest import DiskTotals, Mode
+from sendense.repository.pack import BlobType, Kind, PackBuilder
+from sendense.repository.repository import Repository
+from sendense.repository.storage.memory import MemoryStorage
+from sendense.repository.uploader import Uploader
+from sendense.repository.writer import DiskWriter
+from tests import repository_kit as kit
+from tests.repository_kit import CHUNK, KEY, Kit
+
+DATA = random.Random(3).randbytes(12 * CHUNK)
+TOTALS = DiskTotals(Mode.FULL)
+
+
+@pytest.fixture(autouse=True)
+def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "TARGET_BYTES", 2 * CHUNK)
+
+
+@pytest.fixture
+def repository() -> Repository:
+    made = Kit(MemoryStorage()).create()
+    made.begin_session("s")
+    return made
+
+
+def _open(repository: Repository, moment: str = "m", size: int = len(DATA)) -> DiskWriter:
+    return repository.open_disk_writer("s", kit.identity(size), moment=moment)
+
+
+def _put(writer: DiskWriter, *indexes: int, data: bytes = DATA) -> None:
+    for at in indexes:
+        plain = data[at * CHUNK : (at + 1) * CHUNK]
+        writer.put_chunk(at, chunk.identify(plain), *chunk.encode(plain, 1), len(plain))
+
+
+def _commit(repository: Repository, moment: str = "m") -> bytes:
+    repository.commit("s", kit.draft(repository, "b", moment))
+    opened = Kit(repository.storage).open()
+    assert check(opened, read_data=True).clean
+    return kit.restore(opened, "b")
+
+
+def test_another_process_goes_on_where_one_stopped(repository: Repository) -> None:
+    for expected, stop in ((0, 5), (4, 9), (8, 9), (8, None)):
+        with _open(Kit(repository.storage).open(seed=stop or 0)) as writer:
+            assert writer.resume_index == expected
+        kit.write_disk(repository, "s", DATA, moment="m", stop=stop)
+    assert _commit(repository) == DATA
+
+
+def test_checkpoints_of_another_moment_are_not_used(repository: Repository) -> None:
+    kit.write_disk(repository, "s", bytes(reversed(DATA)), moment="before", stop=7)
+    with _open(repository, "m") as writer:
+        assert writer.resume_index == 0
+    kit.write_disk(repository, "s", DATA, moment="m")
+    assert _commit(repository) == DATA
+
+
+def test_checkpoints_of_an_incremental_are_not_used_by_a_full_read(
+    repository: Repository,
+) -> None:
+    kit.back_up(repository, "one", DATA)
+    new = bytearray(DATA)
+    new[0] ^= 1
+    new[8 * CHUNK] ^= 1  # what change tracking did not tell
+    kit.write_disk(repository, "s", bytes(new), moment="m", parent="one", changed={0, 1, 2}, stop=3)
+    kit.write_disk(repository, "s", bytes(new), moment="m", parent="one")
+    assert _commit(repository) == new
+
+
+def test_what_a_superseded_owner_adds_later_is_never_read(repository: Repository) -> None:
+    with _open(repository) as frozen:
+        _put(frozen, 0, 1, 2, 3)
+        frozen._uploader.drain()
+        with _open(repository) as heir:
+            assert heir.resume_index == 4
+            _put(frozen, 4, 5, data=bytes(reversed(DATA)))  # it wakes up, at no moment of ours
+            frozen._uploader.drain()
+            _put(heir, 4, 5, 6, 7)
+            heir._uploader.drain()
+    with _open(repository) as last:
+        assert last.resume_index == 8
+        _put(last, *range(8, 12))
+        last.finish(TOTALS)
+    assert _commit(repository) == DATA
+
+
+def test_of_two_that_finish_a_disk_the_first_counts(repository: Repository) -> None:
+    with _open(repository) as first, _open(repository) as second:
+        for writer in (first, second):
+            _put(writer, *range(12))
+        record = first.finish(DiskTotals(Mode.FULL, change_id="first"))
+        assert second.finish(DiskTotals(Mode.FULL, change_id="second")) == record
+    assert repository.find_finished_disk("s", KEY, moment="m") == record
+    assert repository.find_finished_disk("s", KEY, moment="another") is None
+    assert _commit(repository) == DATA
+
+
+@pytest.mark.parametrize("victim", ["packs/", "sessions/s/disks/2000/", "both"])
+def test_a_lost_checkpoint_or_pack_costs_time_and_no_data(
+    repository: Repository, victim: str
+) -> None:
+    kit.write_disk(repository, "s", DATA, moment="m", stop=9)
+    storage = repository.storage
+    prefixes = ["packs/", "sessions/s/disks/"] if victim == "both" else [victim]
+    for prefix in prefixes:
+        name = next(iter(storage.list_objects(prefix))).name
+        size = storage.size(name)
+        storage.delete(name)
+        storage.put_if_absent(name, bytes(size))
+    with _open(repository) as writer:
+        assert writer.resume_index == 0
+    kit.write_disk(repository, "s", DATA, moment="m")
+    repository.commit("s", kit.draft(repository, "b", "m"))
+    assert kit.restore(repository, "b") == DATA
+
+
+def test_a_chunk_repeated_within_a_disk_is_stored_once(repository: Repository) -> None:
+    with _open(repository) as writer:
+        _put(writer, 0)
+        plain = DATA[:CHUNK]
+        assert not writer.put_chunk(1, chunk.identify(plain), *chunk.encode(plain, 1), len(plain))
+        writer.finish(TOTALS)
+    assert _commit(repository) == DATA[:CHUNK] * 2 + bytes(10 * CHUNK)
+    assert repository.stats().chunk_bytes == CHUNK
+
+
+def test_a_chunk_that_nobody_holds_cannot_be_known(repository: Repository) -> None:
+    with _open(repository) as writer:
+        writer.put_known(0, bytes([1]) * 32)
+        with pytest.raises(Invalid) as caught:
+            writer.finish(TOTALS)
+    assert caught.value.kind == "chunk-unknown"
+    assert repository.find_finished_disk("s", KEY, moment="m") is None
+
+
+@pytest.mark.parametrize("length", [0, CHUNK - 1])
+def test_a_chunk_of_the_wrong_length_is_refused(repository: Repository, length: int) -> None:
+    with _open(repository) as writer, pytest.raises(Invalid):
+        writer.put_chunk(0, bytes([1]) * 32, chunk.Codec.RAW, DATA[:length], length)
+
+
+def test_a_pack_with_a_blob_that_memory_spoilt_is_never_put(repository: Repository) -> None:
+    with _open(repository) as writer:
+        spoilt = bytearray(DATA[:CHUNK])
+        writer.put_chunk(0, chunk.identify(spoilt), chunk.Codec.RAW, spoilt, CHUNK)
+        spoilt[77] ^= 1
+        with pytest.raises(Corrupt):
+            writer.finish(TOTALS)
+    assert list(repository.storage.list_objects("packs/")) == []
+
+
+def test_a_session_with_many_entries_writes_several_segments(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "ENTRIES_MAX", 4)
+    monkeypatch.setattr(index, "RECENT_MAX", 2)
+    monkeypatch.setattr(index, "RUNS_MAX", 1)
+    with _open(repository) as writer:
+        _put(writer, *range(8))
+        assert writer.find_known([chunk.identify(DATA[:CHUNK]), bytes([9]) * 32]) == [True, False]
+        _put(writer, *range(8, 12))
+        writer.finish(TOTALS)
+    assert len(list(repository.storage.list_objects("index/s-"))) > 2
+    assert _commit(repository) == DATA
+
+
+def test_chunks_that_are_all_known_make_checkpoints_too(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.back_up(repository, "one", DATA)
+    monkeypatch.setattr("sendense.repository.writer.IDS_MAX", 4)
+    kit.write_disk(repository, "s", DATA, moment="m", stop=9)
+    with _open(repository) as writer:
+        assert writer.resume_index == 8
+
+
+def test_a_failed_put_surfaces_and_nothing_after_it_is_put() -> None:
+    uploader = Uploader()
+    done: list[int] = []
+
+    def fail() -> None:
+        raise NoSpace("full")
+
+    uploader.submit(lambda: done.append(1))
+    uploader.submit(fail)
+    for _ in range(2):
+        with pytest.raises(NoSpace):
+            uploader.drain()
+        with pytest.raises(NoSpace):
+            uploader.submit(lambda: done.append(2))
+    uploader.close()
+    assert done == [1]
+
+
+def test_a_full_pack_of_tiny_blobs_is_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "ENTRIES_MAX", 3)
+    repository = Kit(MemoryStorage()).create()
+    repository.begin_session("s")
+    data = b"".join(bytes([n + 1]) * CHUNK for n in range(9))
+    kit.write_disk(repository, "s", data, moment="m")
+    assert len(list(repository.storage.list_objects("packs/"))) == 3
+    assert _commit(repository) == data
+
+
+def test_names_of_packs_never_recur() -> None:
+    names = set()
+    for seed in range(3):
+        salt = random.Random(seed).randbytes(32)
+        builder = PackBuilder(Kind.DATA, session_id="s", salt=salt)
+        builder.add(BlobType.CHUNK, 0, chunk.identify(b"x"), b"x", plain_length=1)
+        names.add(builder.seal().ref.name)
+    assert len(names) == 3
