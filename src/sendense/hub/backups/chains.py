@@ -93,4 +93,4 @@ def _members(
         )
         .order_by(BackupRow.created_at, BackupRow.id)
     )
-    return [(backup, disk) for backup, disk in found.tuples()]
+    return [(backup, disk) for backup, disk in found]

@@ -69,7 +69,7 @@ def count_backups(session: Session, ids: Sequence[str]) -> dict[str, int]:
         )
         .group_by(BackupRow.repository_id)
     )
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def delete_repository(session: Session, repository_id: str) -> None:

@@ -54,7 +54,7 @@ def count_vms(session: Session, ids: Sequence[str]) -> dict[str, int]:
         .where(VmRow.source_id.in_(ids), VmRow.gone_at.is_(None))
         .group_by(VmRow.source_id)
     )
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def list_vm_ids(session: Session, source_id: str) -> list[str]:

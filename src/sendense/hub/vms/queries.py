@@ -117,13 +117,13 @@ def list_last_backups(session: Session, vm_ids: Sequence[str]) -> dict[str, date
         .where(_is_good_backup(), BackupRow.vm_id.in_(vm_ids))
         .group_by(BackupRow.vm_id)
     )
-    return {vm_id: moment for vm_id, moment in rows.tuples() if vm_id is not None}
+    return {vm_id: moment for vm_id, moment in rows if vm_id is not None}
 
 
 def list_active_jobs(session: Session, vm_ids: Sequence[str]) -> dict[str, str]:
     """Return the id of the job that holds each VM's slot, by VM."""
     rows = session.execute(select(JobRow.vm_slot, JobRow.id).where(JobRow.vm_slot.in_(vm_ids)))
-    return {vm_id: job_id for vm_id, job_id in rows.tuples() if vm_id is not None}
+    return {vm_id: job_id for vm_id, job_id in rows if vm_id is not None}
 
 
 def delete_vm(session: Session, vm_id: str) -> None:
