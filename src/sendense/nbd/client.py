@@ -1,50 +1,51 @@
-"""A small, typed, blocking NBD client over sockets."""
+"""A small blocking NBD client: several requests in flight over one connection.
 
-import socket
-import struct
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+For more speed open several clients of one export. Structured replies are used where the server
+knows them: without them it cannot tell holes or where an error lies.
+"""
+
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from sendense.core import units
-from sendense.core.errors import NoSpace, NotFound, ProtocolError, Unavailable
+from sendense.core.errors import Denied, Invalid, NoSpace, NotFound, SendenseError, Unavailable
 from sendense.core.extent import Extent
 from sendense.nbd import protocol as p
 from sendense.nbd.address import Address
+from sendense.nbd.connection import REPLY_BYTES_MAX, Connection, ExportInfo
 
-TIMEOUT_SECONDS = 60.0  # a hypervisor under load answers within seconds; a minute means it is gone
-REPLY_BYTES_MAX = 32 * units.MIB  # the protocol's limit for a read, and ours for any reply
-OPTION_BYTES_MAX = units.MIB
-STATUS_BYTES_MAX = units.GIB  # one block status request; some servers list all of it at once
-EXTENTS_PER_REPLY_MAX = 1 << 20
-ALLOCATION = "base:allocation"
-_ENOSPC = 28
+TIMEOUT_SECONDS = 60.0  # a loaded hypervisor answers within seconds: after a minute it is gone
+STATUS_BYTES_MAX = units.GIB  # one question about extents; longer ones keep some servers busy
+STATUS_REPLY_BYTES_MAX = 16 * units.MIB  # 2 million extents, for a GiB of 512-byte sectors
+ERROR_BYTES_MAX = 64 * units.KIB  # of an error's text
+CHUNKS_PER_REQUEST_MAX = 1 << 16  # of one structured reply: one per sector of a 32 MiB read
 
 
 @dataclass(slots=True)
-class _Pending:
+class _Read:
+    """A read in flight. `bytes_left` counts down as parts of it come in."""
+
     offset: int
-    length: int
     data: bytearray
-    received: int = 0
+    bytes_left: int
+    chunks: int = 0
+    failure: SendenseError | None = None
 
 
 class Client:
-    """One connection to one export. Not for two threads at once, except `close`."""
+    """An open export. One thread at a time, except that any thread may `close`.
 
-    def __init__(self, connection: socket.socket, address: Address) -> None:
-        self._socket = connection
+    After any error the connection is of no further use: close it.
+    """
+
+    def __init__(self, connection: Connection, address: Address, info: ExportInfo) -> None:
+        self._connection = connection
         self._address = address
+        self._info = info
         self._cookie = 0
-        self._contexts: dict[int, str] = {}
-        self._closing = threading.Event()
-        self.size_bytes = 0
-        self.flags = 0
-        self.structured = False
-        self.block_size_min = 1
-        self.block_size_max = REPLY_BYTES_MAX
 
     @classmethod
     def connect(
@@ -53,30 +54,56 @@ class Client:
         *,
         contexts: Sequence[str] = (),
         timeout_seconds: float = TIMEOUT_SECONDS,
+        tls: ssl.SSLContext | None = None,
     ) -> Self:
+        """Open an export.
+
+        Args:
+            address: the server and the export.
+            contexts: metadata contexts wanted for `list_extents`; which of them the server
+                offers, `contexts` tells.
+            timeout_seconds: limit of every single wait for the server.
+            tls: demands TLS, and says whom to trust.
+
+        Raises Unavailable, NotFound (kind `export-unknown`), Denied or ProtocolError.
+        """
+        connection = Connection.open(address, timeout_seconds=timeout_seconds, tls=tls)
         try:
-            if address.socket_path is not None:
-                connection = socket.socket(socket.AF_UNIX)
-                connection.settimeout(timeout_seconds)
-                connection.connect(address.socket_path)
-            else:
-                connection = socket.create_connection(
-                    (address.host, address.port), timeout=timeout_seconds
-                )
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            raise Unavailable(f"nbd server does not answer: {error}") from error
-        client = cls(connection, address)
-        try:
-            client._negotiate(contexts)
+            info = connection.go(address.export, contexts)
         except BaseException:
             connection.close()
             raise
-        return client
+        return cls(connection, address, info)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the export."""
+        return self._info.size_bytes
 
     @property
     def contexts(self) -> frozenset[str]:
-        return frozenset(self._contexts.values())
+        """Names of the metadata contexts that were asked for and are offered."""
+        return frozenset(self._info.contexts)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the server refuses to write."""
+        return bool(self._info.flags & p.EXPORT_READ_ONLY)
+
+    @property
+    def can_multi_conn(self) -> bool:
+        """Whether what one connection wrote and flushed is seen by all others."""
+        return bool(self._info.flags & p.EXPORT_MULTI_CONN)
+
+    @property
+    def block_size_min(self) -> int:
+        """Offsets and lengths of requests must be multiples of this, but at the export's end."""
+        return self._info.block_size_min
+
+    @property
+    def block_size_max(self) -> int:
+        """Longest read or write that one request may ask for."""
+        return self._info.block_size_max
 
     def __enter__(self) -> Self:
         return self
@@ -85,211 +112,320 @@ class Client:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
     def close(self) -> None:
-        if self._closing.is_set():
-            return
-        self._closing.set()
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self._socket.close()
+        """Close the connection; a thread waiting in another method gets Unavailable."""
+        self._connection.close()
 
-    def _send(self, data: bytes) -> None:
-        try:
-            self._socket.sendall(data)
-        except OSError as error:
-            raise Unavailable(f"nbd server went away: {error}") from error
-
-    def _receive_into(self, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            try:
-                got = self._socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
-            except OSError as error:
-                raise Unavailable(f"nbd server went away: {error}") from error
-            if not got:
-                raise Unavailable("nbd server closed the connection")
-            done += got
-
-    def _receive(self, length: int) -> bytes:
-        data = bytearray(length)
-        self._receive_into(memoryview(data))
-        return bytes(data)
-
-    def _option(self, option: int, data: bytes = b"") -> list[tuple[int, bytes]]:
-        self._send(p.OPTION_MAGIC + struct.pack(">II", option, len(data)) + data)
-        replies = []
-        while True:
-            magic, echoed, kind, length = p.OPTION_REPLY.unpack(self._receive(20))
-            if (
-                magic != p.OPTION_REPLY_MAGIC
-                or echoed != option
-                or length > OPTION_BYTES_MAX
-                or len(replies) > 1000
-            ):
-                raise ProtocolError("nbd server broke the negotiation")
-            replies.append((kind, self._receive(length)))
-            if kind == p.REP_ACK or kind & p.REP_ERROR:
-                return replies
-
-    def _negotiate(self, contexts: Sequence[str]) -> None:
-        if self._receive(16) != p.GREETING:
-            raise ProtocolError("nbd server greets with the wrong magic")
-        (flags,) = struct.unpack(">H", self._receive(2))
-        if not flags & p.FLAG_FIXED_NEWSTYLE:
-            raise ProtocolError("nbd server is not fixed newstyle")
-        self._send(struct.pack(">I", flags & 3))
-        self.structured = self._option(p.OPT_STRUCTURED_REPLY)[-1][0] == p.REP_ACK
-        name = self._address.export.encode()
-        if contexts and self.structured:
-            data = struct.pack(">I", len(name)) + name + struct.pack(">I", len(contexts))
-            data += b"".join(struct.pack(">I", len(c.encode())) + c.encode() for c in contexts)
-            for kind, payload in self._option(p.OPT_SET_META, data):
-                if kind == p.REP_META_CONTEXT:
-                    self._contexts[struct.unpack(">I", payload[:4])[0]] = payload[4:].decode()
-        for kind, payload in self._option(
-            p.OPT_GO, struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, 3)
-        ):
-            if kind == p.REP_ERR_UNKNOWN:
-                raise NotFound(
-                    f"nbd server has no export {self._address.export!r}", kind="export-unknown"
-                )
-            if kind & p.REP_ERROR:
-                raise ProtocolError(f"nbd server refuses the export: {payload[:200]!r}")
-            if kind == p.REP_INFO:
-                (info,) = struct.unpack(">H", payload[:2])
-                if info == 0:
-                    self.size_bytes, self.flags = struct.unpack(">QH", payload[2:12])
-                if info == 3:
-                    self.block_size_min, _, largest = struct.unpack(">III", payload[2:14])
-                    self.block_size_max = min(largest, REPLY_BYTES_MAX)
-
-    def _request(
-        self, command: int, offset: int, length: int, *, flags: int = 0, data: bytes = b""
-    ) -> int:
-        self._cookie += 1
-        self._send(
-            p.REQUEST.pack(p.REQUEST_MAGIC, flags, command, self._cookie, offset, length) + data
-        )
-        return self._cookie
+    # Reading.
 
     def read(self, offset: int, length: int) -> bytearray:
-        return next(self.read_many([(offset, length)], depth=1))[1]
+        """Return `length` bytes. Raises Invalid outside the export, and as `read_many`."""
+        return next(iter(self.read_many([(offset, length)], depth=1)))[1]
 
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, depth: int
     ) -> Iterator[tuple[int, bytearray]]:
-        source = iter(requests)
-        pending: dict[int, _Pending] = {}
+        """Read many (offset, length); yield (offset, bytes) as they complete, in any order.
 
-        def fill() -> None:
-            while len(pending) < depth:
+        At most `depth` requests are in flight, and as many results held. Exhaust the iterator or
+        close the client: between, the connection carries replies that nobody else understands.
+
+        Raises Unavailable (kind `nbd-read-error` where the server could not read), ProtocolError.
+        """
+        assert depth >= 1, f"{depth} requests in flight"
+        waiting: dict[int, _Read] = {}
+        source = iter(requests)
+        exhausted = False
+        while True:
+            while not exhausted and len(waiting) < depth:
                 request = next(source, None)
                 if request is None:
-                    return
-                offset, length = request
-                pending[self._request(p.CMD_READ, offset, length)] = _Pending(
-                    offset, length, bytearray(length)
-                )
+                    exhausted = True
+                else:
+                    cookie, read = self._start_read(*request)
+                    waiting[cookie] = read
+            if not waiting:
+                return
+            ended = self._receive_part(waiting)
+            if ended is not None:
+                read = waiting.pop(ended)
+                yield read.offset, self._complete(read)
 
-        fill()
-        while pending:
-            cookie = self._receive_read_chunk(pending)
-            if cookie is not None:
-                one = pending.pop(cookie)
-                if one.received != one.length:
-                    raise ProtocolError("nbd server left out a part of a read")
-                fill()
-                yield one.offset, one.data
+    def _start_read(self, offset: int, length: int) -> tuple[int, _Read]:
+        self._check_request(offset, length)
+        cookie = self._send(p.CMD_READ, offset, length)
+        return cookie, _Read(offset, bytearray(length), length)
 
-    def _receive_read_chunk(self, pending: dict[int, _Pending]) -> int | None:
-        head = self._receive(16)
-        (magic,) = struct.unpack_from(">I", head)
-        if magic == p.SIMPLE_REPLY_MAGIC:
-            _, error, cookie = p.SIMPLE_REPLY.unpack(head)
-            one = self._find(pending, cookie)
-            if error:
-                raise _failure(error, f"read at {one.offset}")
-            self._receive_into(memoryview(one.data))
-            one.received = one.length
-            return cookie
+    def _receive_part(self, waiting: dict[int, _Read]) -> int | None:
+        """Receive one reply or chunk; return the cookie of a read that it ends."""
+        (magic,) = p.REPLY_HEAD.unpack(self._connection.receive(p.REPLY_HEAD.size))
+        if magic == p.SIMPLE_REPLY_MAGIC and not self._info.structured:
+            return self._receive_simple(waiting)
         if magic != p.CHUNK_MAGIC:
-            raise ProtocolError("nbd server sent a reply with the wrong magic")
-        _, flags, kind, cookie, length = p.CHUNK.unpack(head + self._receive(4))
-        one = self._find(pending, cookie)
-        if length > REPLY_BYTES_MAX + 8:
-            raise ProtocolError(f"nbd server sent a chunk of {length} bytes")
+            raise self._connection.broken(f"sent a reply with the magic {magic:#x}")
+        flags, kind, cookie, length = p.CHUNK.unpack(self._connection.receive(p.CHUNK.size))
+        read = self._find(waiting, cookie)
+        read.chunks += 1
+        if read.chunks > CHUNKS_PER_REQUEST_MAX:
+            raise self._connection.broken("does not come to an end with a read")
         if kind == p.CHUNK_OFFSET_DATA:
-            (offset,) = struct.unpack(">Q", self._receive(8))
-            start = offset - one.offset
-            if start < 0 or length <= 8 or start + length - 8 > one.length:
-                raise ProtocolError("nbd server sent data outside the request")
-            self._receive_into(memoryview(one.data)[start : start + length - 8])
-            one.received += length - 8
+            self._receive_data(read, length)
         elif kind == p.CHUNK_OFFSET_HOLE:
-            offset, hole = struct.unpack(">QI", self._receive(12))
-            if offset < one.offset or offset + hole > one.offset + one.length:
-                raise ProtocolError("nbd server sent a hole outside the request")
-            one.received += hole
+            self._receive_hole(read, length)
         elif kind & p.CHUNK_ERROR:
-            payload = self._receive(length)
-            raise _failure(struct.unpack_from(">I", payload)[0], f"read at {one.offset}")
-        elif kind != p.CHUNK_NONE:
-            raise ProtocolError(f"nbd server sent a chunk of type {kind}")
-        return cookie if flags & p.CHUNK_DONE else None
+            read.failure = read.failure or self._receive_error(length, f"read at {read.offset}")
+        elif kind != p.CHUNK_NONE or length:
+            raise self._connection.broken(f"sent a chunk of type {kind} for a read")
+        return cookie if flags & p.CHUNK_FLAG_DONE else None
 
-    @staticmethod
-    def _find(pending: dict[int, _Pending], cookie: int) -> _Pending:
-        one = pending.get(cookie)
-        if one is None:
-            raise ProtocolError("nbd server answers what nobody asked")
-        return one
+    def _receive_simple(self, waiting: dict[int, _Read]) -> int:
+        code, cookie = p.SIMPLE_REPLY.unpack(self._connection.receive(p.SIMPLE_REPLY.size))
+        read = self._find(waiting, cookie)
+        if code:
+            read.failure = self._failure(code, f"read at {read.offset}", "")
+        else:
+            self._connection.receive_into(memoryview(read.data))
+            read.bytes_left = 0
+        return int(cookie)
+
+    def _receive_data(self, read: _Read, length: int) -> None:
+        size = length - p.U64.size
+        if size <= 0 or size > len(read.data):
+            raise self._connection.broken(f"sent a chunk of {length} bytes for a read")
+        (offset,) = p.U64.unpack(self._connection.receive(p.U64.size))
+        start = self._place(read, offset, size)
+        self._connection.receive_into(memoryview(read.data)[start : start + size])
+
+    def _receive_hole(self, read: _Read, length: int) -> None:
+        if length != p.HOLE.size:
+            raise self._connection.broken(f"sent a hole of {length} bytes")
+        offset, size = p.HOLE.unpack(self._connection.receive(p.HOLE.size))
+        self._place(read, offset, size)  # the buffer is zero from the start
+
+    def _place(self, read: _Read, offset: int, size: int) -> int:
+        """Return where in the buffer a part belongs; count it."""
+        start: int = offset - read.offset
+        if start < 0 or size <= 0 or start + size > len(read.data) or size > read.bytes_left:
+            raise self._connection.broken(
+                f"sent {size} bytes at {offset}, more than was asked for at {read.offset}"
+            )
+        read.bytes_left -= size
+        return start
+
+    def _complete(self, read: _Read) -> bytearray:
+        if read.failure is not None:
+            raise read.failure
+        if read.bytes_left:
+            raise self._connection.broken(
+                f"left out {read.bytes_left} bytes of a read at {read.offset}"
+            )
+        return read.data
+
+    def _find(self, waiting: dict[int, _Read], cookie: int) -> _Read:
+        read = waiting.get(cookie)
+        if read is None:
+            raise self._connection.broken("answers a request that nobody made")
+        return read
+
+    # Extents.
+
+    def list_allocated(self) -> Iterator[Extent]:
+        """Yield extents that cover the export in order; `zero` where it reads as zeros.
+
+        A hole that the server does not promise to be zeros must be read. Where it offers no
+        allocation at all, everything must be.
+        """
+        if p.ALLOCATION not in self._info.contexts:
+            if self.size_bytes:
+                yield Extent(0, self.size_bytes)
+            return
+        for start, length, flags in self.list_extents(p.ALLOCATION):
+            yield Extent(start, length, zero=bool(flags & p.ALLOCATION_ZERO))
 
     def list_extents(
         self, context: str, *, start: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, int, int]]:
-        stop = self.size_bytes if end is None else end
-        while start < stop:
-            for length, flags in self._block_status(
-                context, start, min(stop - start, STATUS_BYTES_MAX)
-            ):
-                length = min(length, stop - start)
-                yield start, length, flags
-                start += length
+        """Yield (start, length, flags) in order, without gaps, as a context describes them.
 
-    def _block_status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
-        wanted = next(number for number, name in self._contexts.items() if name == context)
-        cookie = self._request(p.CMD_BLOCK_STATUS, offset, length)
+        Raises NotFound, kind `context-unknown`, where the server does not offer the context;
+        Unavailable and ProtocolError.
+        """
+        if context not in self._info.contexts:
+            raise NotFound(
+                f"export {self._address.export!r} has no metadata context {context}",
+                kind="context-unknown",
+            )
+        limit = self.size_bytes if end is None else end
+        while start < limit:
+            length = min(limit - start, STATUS_BYTES_MAX)
+            for extent_length, flags in self._ask_status(context, start, length):
+                # The last extent may reach behind what was asked, even behind the export.
+                taken = min(extent_length, limit - start)
+                if taken > 0:
+                    yield start, taken, flags
+                start += taken
+
+    def _ask_status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return (length, flags) from `offset` on; they may end before `length`."""
+        cookie = self._send(p.CMD_BLOCK_STATUS, offset, length)
         found: list[tuple[int, int]] = []
-        while True:
-            magic, flags, kind, got, size = p.CHUNK.unpack(self._receive(20))
-            if magic != p.CHUNK_MAGIC or got != cookie or size > 8 * EXTENTS_PER_REPLY_MAX + 4:
-                raise ProtocolError("nbd server broke a block status reply")
-            payload = self._receive(size)
-            if kind & p.CHUNK_ERROR:
-                raise _failure(struct.unpack_from(">I", payload)[0], f"block status at {offset}")
-            if kind == p.CHUNK_BLOCK_STATUS and struct.unpack_from(">I", payload)[0] == wanted:
-                found = [struct.unpack_from(">II", payload, at) for at in range(4, size, 8)]
-            if flags & p.CHUNK_DONE:
-                if not found or any(n == 0 for n, _ in found):
-                    raise ProtocolError("nbd server sent an empty block status")
-                return found
+        failure: SendenseError | None = None
+        done = False
+        for _ in range(CHUNKS_PER_REQUEST_MAX):
+            kind, payload, done = self._receive_chunk(cookie, f"block status at {offset}")
+            if isinstance(payload, SendenseError):
+                failure = failure or payload
+            elif kind == p.CHUNK_BLOCK_STATUS:
+                number, extents = self._parse_status(payload)
+                if number == self._info.contexts[context]:
+                    found = extents
+            if done:
+                break
+        if failure is not None:
+            raise failure
+        if not done or not found:
+            raise self._connection.broken(f"did not tell the block status at {offset}")
+        return found
 
-    def list_allocated(self) -> Iterator[Extent]:
-        if ALLOCATION not in self.contexts:
-            if self.size_bytes:
-                yield Extent(0, self.size_bytes)
+    def _parse_status(self, payload: bytes) -> tuple[int, list[tuple[int, int]]]:
+        size = len(payload) - p.U32.size
+        if size < p.STATUS.size or size % p.STATUS.size:
+            raise self._connection.broken(f"sent a block status of {len(payload)} bytes")
+        (number,) = p.U32.unpack_from(payload)
+        extents = list(p.STATUS.iter_unpack(payload[p.U32.size :]))
+        if any(length == 0 for length, _ in extents):
+            raise self._connection.broken("sent an extent of no length")
+        return number, extents
+
+    # Writing.
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes, in requests as long as the server takes; durable after `flush`.
+
+        Raises NoSpace, Denied (read-only), Invalid outside the export, and Unavailable.
+        """
+        view = memoryview(data)
+        for begin in range(0, len(view), self.block_size_max):
+            part = view[begin : begin + self.block_size_max]
+            self._check_request(offset + begin, len(part))
+            self._command(p.CMD_WRITE, offset + begin, len(part), part)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeros without sending them. Raises as `write`."""
+        self._in_parts(p.CMD_WRITE_ZEROES, p.EXPORT_WRITE_ZEROES, offset, length)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Say that a range is not needed; it may read as anything. Raises as `write`."""
+        self._in_parts(p.CMD_TRIM, p.EXPORT_TRIM, offset, length)
+
+    def flush(self) -> None:
+        """Make durable what was written. Raises as `write`."""
+        if self._info.flags & p.EXPORT_FLUSH:
+            self._command(p.CMD_FLUSH, 0, 0)
+
+    def _in_parts(self, command: int, flag: int, offset: int, length: int) -> None:
+        if not self._info.flags & flag:
+            raise Invalid(f"export {self._address.export!r} cannot do this", kind="nbd-unable")
+        end = offset + length
+        while offset < end:
+            part = min(end - offset, STATUS_BYTES_MAX)
+            self._command(command, offset, part)
+            offset += part
+
+    def _command(
+        self, command: int, offset: int, length: int, data: memoryview | None = None
+    ) -> None:
+        """Send a command that is answered without data, and wait for it."""
+        what = f"command {command} at {offset}"
+        cookie = self._send(command, offset, length, data)
+        (magic,) = p.REPLY_HEAD.unpack(self._connection.receive(p.REPLY_HEAD.size))
+        if magic == p.SIMPLE_REPLY_MAGIC:
+            code, answered = p.SIMPLE_REPLY.unpack(self._connection.receive(p.SIMPLE_REPLY.size))
+            if answered != cookie:
+                raise self._connection.broken("answers a request that nobody made")
+            if code:
+                raise self._failure(code, what, "")
             return
-        for start, length, flags in self.list_extents(ALLOCATION):
-            yield Extent(start, length, bool(flags & p.STATE_ZERO))
+        failure: SendenseError | None = None
+        for _ in range(CHUNKS_PER_REQUEST_MAX):
+            _, payload, done = self._receive_chunk(cookie, what, magic=magic)
+            if isinstance(payload, SendenseError):
+                failure = failure or payload
+            if done:
+                if failure is not None:
+                    raise failure
+                return
+            (magic,) = p.REPLY_HEAD.unpack(self._connection.receive(p.REPLY_HEAD.size))
+        raise self._connection.broken(f"does not come to an end with {what}")
+
+    # Requests and replies.
+
+    def _check_request(self, offset: int, length: int) -> None:
+        if length <= 0 or offset < 0 or offset + length > self.size_bytes:
+            raise Invalid(
+                f"{length} bytes at {offset} are not within the {self.size_bytes} of the export",
+                kind="nbd-out-of-range",
+            )
+        if length > min(self.block_size_max, REPLY_BYTES_MAX):
+            raise Invalid(
+                f"{length} bytes at once are more than {self.block_size_max}",
+                kind="nbd-request-too-long",
+            )
+
+    def _send(self, command: int, offset: int, length: int, data: memoryview | None = None) -> int:
+        self._cookie += 1
+        head = p.REQUEST.pack(p.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        if data is None:
+            self._connection.send(head)
+        else:
+            self._connection.send(head, data)
+        return self._cookie
+
+    def _receive_chunk(
+        self, cookie: int, what: str, *, magic: int | None = None
+    ) -> tuple[int, bytes | SendenseError, bool]:
+        """Receive one chunk of the only request in flight: its type, its payload, and if last."""
+        if magic is None:
+            (magic,) = p.REPLY_HEAD.unpack(self._connection.receive(p.REPLY_HEAD.size))
+        if magic != p.CHUNK_MAGIC:
+            raise self._connection.broken(f"sent a reply with the magic {magic:#x}")
+        flags, kind, answered, length = p.CHUNK.unpack(self._connection.receive(p.CHUNK.size))
+        if answered != cookie:
+            raise self._connection.broken("answers a request that nobody made")
+        done = bool(flags & p.CHUNK_FLAG_DONE)
+        if kind & p.CHUNK_ERROR:
+            return kind, self._receive_error(length, what), done
+        if length > STATUS_REPLY_BYTES_MAX:
+            raise self._connection.broken(f"sent a chunk of {length} bytes")
+        return kind, self._connection.receive(length), done
+
+    def _receive_error(self, length: int, what: str) -> SendenseError:
+        if not p.U32.size <= length <= ERROR_BYTES_MAX:
+            raise self._connection.broken(f"sent an error of {length} bytes")
+        payload = self._connection.receive(length)
+        (code,) = p.U32.unpack_from(payload)
+        text = payload[p.U32.size + p.U16.size :].decode(errors="replace")
+        return self._failure(code, what, text)
+
+    def _failure(self, code: int, what: str, said: str) -> SendenseError:
+        message = f"the source cannot answer {what}: error {code} {said}".strip()
+        make: Callable[..., SendenseError] = Unavailable
+        kind = "nbd-read-error"
+        if code == p.ERROR_NO_SPACE:
+            make, kind = NoSpace, "no-space"
+        elif code == p.ERROR_PERM:
+            make, kind = Denied, "nbd-read-only"
+        return make(message, kind=kind)
 
 
-def _failure(error: int, what: str) -> Exception:
-    if error == _ENOSPC:
-        return NoSpace(f"nbd server has no space: {what}")
-    return Unavailable(f"nbd server reports error {error}: {what}", kind="source-read-error")
+def list_exports(address: Address, *, timeout_seconds: float = TIMEOUT_SECONDS) -> list[str]:
+    """Return the names of a server's exports. Raises Unavailable, Denied or ProtocolError."""
+    connection = Connection.open(address, timeout_seconds=timeout_seconds)
+    try:
+        return connection.list_exports()
+    finally:
+        connection.close()

@@ -32,7 +32,8 @@ from sendense.core.errors import Conflict, NotFound, SendenseError, Unavailable
 from sendense.core.extent import Extent
 from sendense.nbd import process
 from sendense.nbd.address import Address
-from sendense.nbd.client import ALLOCATION, Client
+from sendense.nbd.client import Client
+from sendense.nbd.protocol import ALLOCATION
 
 _NAMESPACE = uuid.UUID("6f1a3a52-6b0c-4f0e-9f7e-5b7d2b1f6a11")
 _CONNECTIONS_MAX = 8  # half of what qemu-nbd is told to bear, so that extents can be listed beside
