@@ -23,6 +23,10 @@ class RawFile:
             os.close(self._handle)
             raise
 
+    def fileno(self) -> int:
+        """The file's descriptor, valid until `close`."""
+        return self._handle
+
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes at their place. Raises OSError."""
         view = memoryview(data)

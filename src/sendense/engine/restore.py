@@ -5,7 +5,9 @@ name. Holes stay holes. Every chunk is verified by the reader before it is writt
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+import queue
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,11 +17,13 @@ from typing import Protocol
 from sendense.core import extent
 from sendense.core.extent import Extent
 from sendense.engine import publish
-from sendense.engine.control import Control
+from sendense.engine.control import POLL_SECONDS, Control
 from sendense.engine.progress import Phase, Progress
 from sendense.engine.qcow2 import Qcow2File
 from sendense.engine.rawfile import RawFile
 
+AHEAD_CHUNKS = 8  # verified and waiting to be written: at most 32 MiB
+JOIN_SECONDS_MAX = 1.0  # a reader that blocks is left to end by itself
 READERS_MAX = 16  # ranged reads in flight: what a distant storage needs; a near one needs cores
 
 
@@ -139,18 +143,63 @@ def _data_extents(reader: Reader) -> Iterator[Extent]:
 
 
 def _copy(reader: Reader, target: Target, *, control: Control, progress: Progress) -> None:
-    threads = min(READERS_MAX, 2 * len(os.sched_getaffinity(0)))
-    chunks = reader.read_chunks(_data_extents(reader), threads=threads)
+    ahead = _ReadAhead(reader)
     try:
-        for offset, data in chunks:
-            control.check()
+        for offset, data in ahead.take(control):
             target.write(offset, data)
             progress.add(read=len(data), new=len(data))
     finally:
-        _close(chunks)
+        ahead.stop()
 
 
-def _close(chunks: Iterator[tuple[int, bytes]]) -> None:
-    close: Callable[[], None] | None = getattr(chunks, "close", None)
-    if isinstance(chunks, Generator) and close is not None:
-        close()  # ends the reader's threads now, not when the garbage collector comes
+class _ReadAhead:
+    """Takes chunks from a reader in a thread of its own, so that cancelling need not wait."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._ready: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(
+            AHEAD_CHUNKS
+        )
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, name="restore-fetch", daemon=True)
+        self._thread.start()
+
+    def take(self, control: Control) -> Iterator[tuple[int, bytes]]:
+        """Yield what the reader yields; raise what it raises, or Cancelled."""
+        while True:
+            control.check()
+            try:
+                item = self._ready.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def stop(self) -> None:
+        """End the thread; one that blocks in the storage is left to end by itself."""
+        self._stopped.set()
+        self._thread.join(JOIN_SECONDS_MAX)
+
+    def _fetch(self) -> None:
+        threads = min(READERS_MAX, 2 * len(os.sched_getaffinity(0)))
+        chunks = self._reader.read_chunks(_data_extents(self._reader), threads=threads)
+        try:
+            for item in chunks:
+                if not self._offer(item):
+                    break
+        except BaseException as error:  # noqa: BLE001 - raised again where chunks are taken
+            self._offer(error)
+        else:
+            self._offer(None)
+
+    def _offer(self, item: tuple[int, bytes] | BaseException | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False

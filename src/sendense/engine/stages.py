@@ -87,9 +87,7 @@ class Compressor:
 
 
 def _requests(start: int, end: int) -> list[tuple[int, int]]:
-    return [
-        (begin, min(REQUEST_BYTES, end - begin)) for begin in range(start, end, REQUEST_BYTES)
-    ]
+    return [(begin, min(REQUEST_BYTES, end - begin)) for begin in range(start, end, REQUEST_BYTES)]
 
 
 def _identify(data: memoryview) -> bytes:

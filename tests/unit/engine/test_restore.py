@@ -1,0 +1,198 @@
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sendense.core import units
+from sendense.core.errors import Cancelled, Corrupt, Exists, Invalid, NoSpace, NotFound
+from sendense.core.extent import Extent
+from sendense.engine import restore
+from sendense.engine.control import Control
+from sendense.engine.progress import Phase, Progress
+from sendense.engine.restore import Format, Restored, RestoreRequest
+from tests.engine_kit import CHUNK, KEY, PAGE, WAIT_SECONDS, Lab, SparseDisk
+
+
+def disk_with_holes(*, size: int = 40 * CHUNK + 512) -> SparseDisk:
+    disk = SparseDisk(size)
+    chooser = random.Random(2)
+    for index in range(0, 40, 3):
+        disk.fill(index * CHUNK, CHUNK, content=chooser.randbytes)
+    disk.write_page(size // PAGE, b"end")
+    return disk
+
+
+def restore_latest(lab: Lab, backup_id: str, request: RestoreRequest) -> Restored:
+    with lab.repository.open_disk_reader(backup_id, KEY) as reader:
+        return restore.restore_disk_to_file(
+            reader, request, control=lab.control, progress=lab.progress
+        )
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_raw_file_has_every_byte_and_its_holes(tmp_path: Path) -> None:
+    disk, lab = disk_with_holes(), Lab()
+    backup_id, _ = lab.back_up(disk)
+    path = tmp_path / "disk.raw"
+    done = restore_latest(lab, backup_id, RestoreRequest(path))
+    assert path.read_bytes() == disk.read(0, disk.size_bytes)
+    assert done == Restored(path, disk.size_bytes, 14 * CHUNK + 512)
+    assert path.stat().st_blocks * units.SECTOR <= 15 * CHUNK
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert names_in(tmp_path) == ["disk.raw"]
+    shown = lab.progress.snapshot()
+    assert (shown.phase, shown.fraction) == (Phase.FINISHING, 1.0)
+
+
+@pytest.mark.parametrize("size", [512, CHUNK, 5 * CHUNK])
+def test_a_disk_of_zeros_becomes_a_file_without_blocks(size: int, tmp_path: Path) -> None:
+    lab = Lab()
+    backup_id, _ = lab.back_up(SparseDisk(size))
+    path = tmp_path / "disk.raw"
+    restore_latest(lab, backup_id, RestoreRequest(path))
+    assert (path.stat().st_size, path.stat().st_blocks) == (size, 0)
+
+
+def test_a_sparse_disk_of_over_2_tib_is_restored_at_once(tmp_path: Path) -> None:
+    disk = SparseDisk(3 * units.TIB)
+    disk.write_page(2 * units.TIB // PAGE, b"far away")
+    lab = Lab()
+    backup_id, _ = lab.back_up(disk)
+    path = tmp_path / "disk.raw"
+    restore_latest(lab, backup_id, RestoreRequest(path))
+    with path.open("rb") as file:
+        file.seek(2 * units.TIB)
+        assert file.read(8) == b"far away"
+    assert path.stat().st_size == disk.size_bytes
+
+
+def test_a_qcow2_file_holds_the_same_disk_and_only_its_data(tmp_path: Path) -> None:
+    disk, lab = disk_with_holes(), Lab()
+    backup_id, _ = lab.back_up(disk)
+    path, plain = tmp_path / "disk.qcow2", tmp_path / "plain.raw"
+    restore_latest(lab, backup_id, RestoreRequest(path, format=Format.QCOW2))
+    convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(plain)]
+    subprocess.run(convert, check=True)
+    assert plain.read_bytes() == disk.read(0, disk.size_bytes)
+    assert path.stat().st_size < 16 * CHUNK + units.MIB
+    assert path.stat().st_mode & 0o777 == 0o600
+    check = subprocess.run(["qemu-img", "check", str(path)], check=False, capture_output=True)
+    assert check.returncode == 0, check.stdout
+
+
+def test_qcow2_refuses_what_is_not_whole_sectors(tmp_path: Path) -> None:
+    lab = Lab()
+    backup_id, _ = lab.back_up(SparseDisk(1000))
+    with pytest.raises(Invalid, match="whole sectors"):
+        restore_latest(lab, backup_id, RestoreRequest(tmp_path / "d", format=Format.QCOW2))
+    assert names_in(tmp_path) == []
+
+
+def test_an_existing_file_stays_unless_it_may_be_overwritten(tmp_path: Path) -> None:
+    disk, lab = disk_with_holes(), Lab()
+    backup_id, _ = lab.back_up(disk)
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"precious")
+    with pytest.raises(Exists) as caught:
+        restore_latest(lab, backup_id, RestoreRequest(path))
+    assert caught.value.kind == "target-exists"
+    assert path.read_bytes() == b"precious"
+    restore_latest(lab, backup_id, RestoreRequest(path, overwrite=True))
+    assert path.read_bytes() == disk.read(0, disk.size_bytes)
+
+
+def test_a_folder_that_is_missing_is_not_made(tmp_path: Path) -> None:
+    lab = Lab()
+    backup_id, _ = lab.back_up(SparseDisk(CHUNK))
+    with pytest.raises(NotFound):
+        restore_latest(lab, backup_id, RestoreRequest(tmp_path / "missing" / "disk.raw"))
+    assert names_in(tmp_path) == []
+
+
+@dataclass
+class FaultyReader:
+    """A reader that gives one good chunk and then does something else."""
+
+    size_bytes: int = 4 * CHUNK
+    error: Exception | None = None
+    entered: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
+
+    def list_extents(self) -> Iterator[Extent]:
+        return iter([Extent(0, self.size_bytes)])
+
+    def read_chunks(
+        self, extents: Iterable[Extent] | None = None, *, threads: int = 1
+    ) -> Iterator[tuple[int, bytes]]:
+        assert extents is not None
+        assert threads >= 1
+        yield 0, b"x" * CHUNK
+        if self.error is not None:
+            raise self.error
+        self.entered.set()
+        self.release.wait(WAIT_SECONDS)
+        yield CHUNK, b"x" * CHUNK
+
+
+@pytest.mark.parametrize("kind", list(Format))
+def test_a_damaged_chunk_leaves_no_file(kind: Format, tmp_path: Path) -> None:
+    reader = FaultyReader(error=Corrupt("chunk 1 is damaged"))
+    with pytest.raises(Corrupt, match="chunk 1"):
+        restore.restore_disk_to_file(
+            reader,
+            RestoreRequest(tmp_path / "disk", format=kind),
+            control=Control(),
+            progress=Progress(),
+        )
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", list(Format))
+def test_cancelling_removes_what_was_written(kind: Format, tmp_path: Path) -> None:
+    reader, control = FaultyReader(), Control()
+
+    def cancel() -> None:
+        assert reader.entered.wait(WAIT_SECONDS)
+        control.cancel()
+
+    threading.Thread(target=cancel).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        restore.restore_disk_to_file(
+            reader,
+            RestoreRequest(tmp_path / "disk", format=kind),
+            control=control,
+            progress=Progress(),
+        )
+    assert time.monotonic() - started < 2
+    reader.release.set()
+    assert names_in(tmp_path) == []
+
+
+def test_a_disk_that_cannot_fit_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+    with pytest.raises(NoSpace):
+        restore.restore_disk_to_file(
+            FaultyReader(size_bytes=1 << 60),
+            RestoreRequest(tmp_path / "disk"),
+            control=Control(),
+            progress=Progress(),
+        )
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_place_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    target = restore.RawFile(tmp_path / "disk", size_bytes=CHUNK)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), target.fileno())
+    with pytest.raises(OSError, match="No space left"):
+        target.write(0, b"x" * CHUNK)
+    target.close()
