@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import sendense
 from sendense.core.clock import Clock
-from sendense.core.errors import Conflict, Exists, NotFound, Unavailable
+from sendense.core.errors import Conflict, Corrupt, Exists, Invalid, NotFound, Unavailable
 from sendense.core.ids import IdSource
 from sendense.repository import format, manifest, record, session
 from sendense.repository.backups import Backups
@@ -80,7 +80,10 @@ class Endings:
         ids = {found.name.split("/")[1] for found in self.storage.list_objects(session.FOLDER)}
         count = 0
         for session_id in sorted(ids):
-            outcome = session.find_outcome(self.storage, session_id)
+            try:
+                outcome = session.find_outcome(self.storage, session_id)
+            except (Corrupt, Invalid):
+                continue  # check reports it; no other session has to wait for it
             if outcome is not None:
                 self.settle(outcome)
                 count += 1

@@ -155,7 +155,7 @@ class PackBuilder:
         """
         for index, entry in enumerate(self._entries):
             head, stored = self._buffers[1 + 2 * index], self._buffers[2 + 2 * index]
-            open_blob(bytes(head) + bytes(stored), entry.id, name="pack in memory")
+            _open_parts(memoryview(head), stored, entry.id, name="pack in memory")
         directory = b"".join(
             ENTRY.pack(e.id, e.offset, e.stored_length, e.plain_length, e.type, e.codec, 0, 0)
             for e in self._entries
@@ -183,10 +183,13 @@ def open_blob(data: Buffer, blob_id: bytes, *, name: str) -> bytes:
     Never returns wrong bytes: raises Corrupt unless they hash to `blob_id`.
     """
     view = memoryview(data)
-    entry = parse_blob_header(view, name=name)
+    return _open_parts(view, view[BLOB.size :], blob_id, name=name)
+
+
+def _open_parts(head: memoryview, stored: Buffer, blob_id: bytes, *, name: str) -> bytes:
+    entry = parse_blob_header(head, name=name)
     if entry.id != blob_id:
         raise format.corrupt(name, f"blob {entry.id.hex()} lies where {blob_id.hex()} should")
-    stored = view[BLOB.size :]
     if len(stored) != entry.stored_length:
         raise format.corrupt(
             name, f"blob {blob_id.hex()} has {len(stored)} bytes of {entry.stored_length}"

@@ -561,6 +561,14 @@ class TestDamage:
         with pytest.raises(Corrupt):
             opened.open_disk_writer("s", kit.identity(CHUNK), moment="m")
 
+    def test_a_damaged_session_keeps_no_other_from_beginning(self, repository: Repository) -> None:
+        repository.begin_session("bad")
+        repository.storage.put_if_absent("outcomes/bad", b"junk")
+        repository.storage.put_if_absent("sessions/STRANGE/file", b"junk")
+        kit.back_up(repository, "b", _data(1))
+        assert kit.restore(repository, "b") == _data(1)
+        assert not check(repository).clean
+
     def test_an_unwritten_manifest_is_a_note_and_is_mended(self, repository: Repository) -> None:
         repository.begin_session("s")
         kit.write_disk(repository, "s", _data(2), moment="m")
