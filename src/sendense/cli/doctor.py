@@ -25,6 +25,7 @@ from sendense.cli.command import Session, command
 from sendense.cli.failure import ExitCode, Failure
 from sendense.cli.output import Column
 from sendense.core import units
+from sendense.core.errors import Invalid
 
 _PYTHON_MIN = (3, 11)
 _PROGRAM_SECONDS = 10.0  # `--version` of a healthy program takes milliseconds
@@ -210,18 +211,12 @@ def _read_version(place: str) -> str | None:
 
 def _check_settings(data_dir: Path | None) -> Iterator[Check]:
     """Look at the environment's settings, then at the data directory."""
-    from pydantic import ValidationError  # costs every other command 0.1 s
-
-    from sendense.settings import Settings
+    from sendense.cli import options  # pydantic: costs every other command 0.1 s
 
     try:
-        place = data_dir or Settings().data_dir
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"SENDENSE_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}"
-            for found in error.errors()
-        )
-        yield Check("settings", Verdict.FAILED, "invalid", hint=wrong)
+        place = data_dir or options.read_settings().data_dir
+    except Invalid as error:
+        yield Check("settings", Verdict.FAILED, error.message, hint=error.hint)
         return
     yield from _check_data_dir(place)
 

@@ -56,6 +56,11 @@ _BY_STATUS = {
 
 
 _BUG = "internal-error"
+# What to do is said in the words of requests; here people type options.
+_HINTS = {
+    "target-exists": "choose another file, or add --overwrite",
+    "fields-invalid": "",
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def from_error(error: errors.SendenseError) -> Failure:
         **{key: value for key, value in error.fields.items() if key not in {"type", "detail"}},
     }
     body = json.dumps(document, ensure_ascii=False, default=str)
-    return Failure(error.message, code, hint=error.hint, body=body)
+    return Failure(error.message, code, hint=_HINTS.get(error.kind, error.hint), body=body)
 
 
 def from_response(response: httpx.Response) -> Failure:
@@ -147,7 +152,7 @@ def from_response(response: httpx.Response) -> Failure:
     return Failure(
         str(detail),
         code,
-        hint=str(problem.get("hint") or ""),
+        hint=_HINTS.get(kind, str(problem.get("hint") or "")),
         field_errors=_read_field_errors(problem),
         candidates=_read_candidates(problem),
         body=response.text,

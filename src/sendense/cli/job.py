@@ -73,7 +73,7 @@ def list_jobs(
     session.output.shown(len(entries), answer.data)
 
 
-@command(app, "show", examples=["sendense job show backup-0123456789abcdef"])
+@command(app, "show", examples=["sendense job show job-0123456789abcdef"])
 def show(session: Session, job: JobArgument) -> None:
     """Show one job with its steps, attempts and error."""
     answer = session.api.get("jobs", job)
@@ -82,7 +82,7 @@ def show(session: Session, job: JobArgument) -> None:
     _print_job(session, answer.data)
 
 
-@command(app, "cancel", examples=["sendense job cancel backup-0123456789abcdef"])
+@command(app, "cancel", examples=["sendense job cancel job-0123456789abcdef"])
 def cancel(session: Session, job: JobArgument) -> None:
     """Ask a job to stop; it cleans up after itself."""
     answer = session.api.post("jobs", job, "cancel")
@@ -91,7 +91,7 @@ def cancel(session: Session, job: JobArgument) -> None:
     session.output.line(f"job {job} is being cancelled")
 
 
-@command(app, "retry", examples=["sendense job retry backup-0123456789abcdef"])
+@command(app, "retry", examples=["sendense job retry job-0123456789abcdef"])
 def retry(session: Session, job: JobArgument) -> None:
     """Run a failed or cancelled job again."""
     answer = session.api.start("jobs", job, "retry")
@@ -102,7 +102,7 @@ def retry(session: Session, job: JobArgument) -> None:
     session.output.note(f"watch it: sendense job watch {new_id}")
 
 
-@command(app, "watch", examples=["sendense job watch backup-0123456789abcdef"])
+@command(app, "watch", examples=["sendense job watch job-0123456789abcdef"])
 def watch(session: Session, job: JobArgument) -> None:
     """Follow a job until it ends; its end decides the exit status. Ctrl-C leaves it running."""
     ended = waiting.wait_for_job(session, job)

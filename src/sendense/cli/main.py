@@ -1,9 +1,10 @@
 """The program `sendense`: its groups of commands, and the way out."""
 
+import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -45,16 +46,26 @@ for _group in (source, vm, repository, backup, restore, job):
     app.add_typer(_group.app)
 doctor.register(app)
 
+_CLIENT_COMMANDS = frozenset(
+    {"source", "vm", "repository", "backup", "restore", "job", "doctor", "--version"}
+)
 
-def _register_servers() -> None:
+
+@cache
+def register_servers() -> None:
+    """Add the commands that run the server: once, and only where somebody may want them.
+
+    They bring the whole server, which takes a second to load; a request to it takes milliseconds.
+    """
     for name in ("serve", "worker"):
-        if find_spec(f"sendense.cli.{name}") is None:
-            continue
         module = import_module(f"sendense.cli.{name}")
         app.command(name)(getattr(module, name))
 
 
-_register_servers()
+def _may_want_servers(arguments: list[str]) -> bool:
+    """Return whether the command is not one of the client's: a server's, none, or a wrong one."""
+    typed = arguments or os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:]  # shell completion
+    return not typed or typed[0] not in _CLIENT_COMMANDS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Names of other scripts must not end a command where the terminal cannot show them.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # never detached here
     try:
+        if _may_want_servers(given):
+            register_servers()
         status = _run(given)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -44,6 +44,7 @@ directory) works on that repository alone, with no server.
 
 def render() -> str:
     """Return the whole page."""
+    main.register_servers()
     root = typer.main.get_command(main.app)
     return "\n".join([_INTRODUCTION, *_render_group(root, "sendense")]).rstrip() + "\n"
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from sendense.core import clock, units
 
 MISSING = "-"
+_SECONDS_EXACT = 9.95  # below that the tenths tell something
 _SECONDS_PER_MINUTE = 60
 _SECONDS_PER_HOUR = 3600
 _SECONDS_PER_DAY = 86400
@@ -88,6 +89,8 @@ def duration(seconds: float | None) -> str:
     """Return a length of time in its two largest units: `1 h 02 min`, `45 s`."""
     if seconds is None or seconds < 0:
         return MISSING
+    if seconds < _SECONDS_EXACT:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < _SECONDS_PER_MINUTE:
         return f"{whole} s"

@@ -147,11 +147,13 @@ def readiness(
     if session.answered(answer):
         return
     data = answer.data
+    of_disks = tuple(f"{disk['disk_id']}: " for disk in data["disks"])
+    reasons = [reason for reason in data["reasons"] if not reason.startswith(of_disks)]
     session.output.facts(
         [
             ("Backup possible", text.yes_no(data["backup_possible"])),
             ("Incremental", text.yes_no(data["incremental_possible"])),
-            ("Reasons", text.listing(data["reasons"]) if data["reasons"] else None),
+            ("Reason", "; ".join(reasons)),
         ]
     )
     session.output.table(

@@ -94,9 +94,9 @@ class _Waiter:
             seen = self._look(display)
             if seen is not None:
                 job = seen.job.data
-                display.show(progress.read_status(job))
                 if job.get("status") in ENDED:
                     return seen
+                display.show(progress.read_status(job))
                 self._note_pending(display, job, waited)
             self._clock.sleep(pause)
             pause = min(pause * _BACK_OFF, _POLL_SECONDS_MAX)

@@ -127,4 +127,4 @@ def test_a_wrong_variable_of_the_environment_is_named(
     monkeypatch.setenv("SENDENSE_PORT", "abc")
     code, checks = _checks(run)
     assert code == 1
-    assert checks["settings"]["hint"].startswith("SENDENSE_PORT: ")
+    assert checks["settings"]["found"].startswith("port: ")

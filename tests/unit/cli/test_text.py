@@ -39,7 +39,7 @@ def test_a_percentage_is_complete_only_at_the_end() -> None:
 
 def test_durations_use_their_two_largest_units() -> None:
     assert [text.duration(value) for value in (0.4, 59, 61, 3_720, 90_000, None, -1)] == [
-        "0 s",
+        "0.4 s",
         "59 s",
         "1 min 01 s",
         "1 h 02 min",
