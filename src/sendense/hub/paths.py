@@ -1,5 +1,6 @@
 """Which places on this machine requests may name: a caller of the API is no shell user."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ class AllowedDirs:
         may change after this: ask again at the time of use.
         """
         _check(path)
-        real = Path(os.path.realpath(path))
+        real = _follow(path)
         if not self._allows(real):
             raise Denied(
                 f"{path} is outside the allowed directories",
@@ -56,6 +57,18 @@ class AllowedDirs:
             inside = real.relative_to(self._data_dir).parts
             return bool(inside) and inside[0] in USER_FOLDERS
         return any(real.is_relative_to(root) for root in self._roots)
+
+
+def _follow(path: str) -> Path:
+    try:
+        return Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Invalid(
+                f"path {path[:200]!r} leads into a circle of links", kind="path-invalid"
+            ) from None
+    # Part of it does not exist yet, or may not be looked into: what exists is followed.
+    return Path(os.path.realpath(path))
 
 
 def _check(path: str) -> None:

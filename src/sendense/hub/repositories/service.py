@@ -43,7 +43,9 @@ from sendense.repository import descriptor
 from sendense.repository import repository as repositories
 from sendense.repository.storage import base, local
 
+PROBE_FOLDER = "probe"
 PROBE_TOKEN_LENGTH = 16
+_PROBE = b"probe"
 ID_TOKEN_LENGTH = 4
 
 
@@ -219,7 +221,6 @@ def check_target(hub: Hub, row: RepositoryRow) -> base.Capacity | None:
             repository_id=row.id,
         )
     with open_checked(hub, row) as storage:
-        _check_writable(row)
         opened = repositories.Repository(
             storage,
             descriptor.get(storage),
@@ -229,6 +230,7 @@ def check_target(hub: Hub, row: RepositoryRow) -> base.Capacity | None:
         )
         descriptor.require_writable(opened.descriptor)
         opened.require_room(0)
+        _check_writable(hub, row, storage)
         return storage.capacity()
 
 
@@ -270,15 +272,28 @@ def _missing(row: RepositoryRow) -> Unavailable:
     )
 
 
-def _check_writable(row: RepositoryRow) -> None:
-    path = row.config.get("path")
-    if path is not None and not os.access(path, os.W_OK | os.X_OK):
+def _check_writable(hub: Hub, row: RepositoryRow, storage: base.Storage) -> None:
+    """Write, read and remove a small object: permissions alone do not tell of a mount's state."""
+    name = f"{PROBE_FOLDER}/{hub.ids.token(PROBE_TOKEN_LENGTH)}"
+    try:
+        storage.put_if_absent(name, _PROBE)
+    except Denied as error:
         raise Conflict(
-            f"repository {row.name} is read-only",
+            f"repository {row.name} is read-only: {error.message}",
             kind="repository-read-only",
-            hint="mount its file system for writing, and let the server's user write to it",
+            hint=error.hint or "let the server's user write to it",
             repository_id=row.id,
-        )
+        ) from error
+    try:
+        if storage.get(name) != _PROBE:
+            raise Corrupt(
+                f"repository {row.name} gives back other bytes than were written",
+                kind="repository-lies",
+                hint="look at the disk or share it lies on before anything else is written",
+                repository_id=row.id,
+            )
+    finally:
+        storage.delete(name)
 
 
 def delete_backup(hub: Hub, row: RepositoryRow, backup_id: str, *, who: str) -> None:
@@ -331,20 +346,12 @@ def try_out(hub: Hub, kind: str, config: LocalConfig) -> TestResult:
 
 
 def try_registered(hub: Hub, row: RepositoryRow) -> TestResult:
-    """Write, read and remove a small object in a registered repository."""
+    """Say whether a backup could be written to a registered repository now."""
     capacity = check_target(hub, row)
-    with open_checked(hub, row) as storage:
-        name = f"probe/{hub.ids.token(PROBE_TOKEN_LENGTH)}"
-        storage.put_if_absent(name, b"probe")
-        try:
-            if storage.get(name) != b"probe":
-                raise Corrupt(f"repository {row.name} gives back other bytes than were written")
-        finally:
-            storage.delete(name)
     return TestResult(
         usable=True,
         exists=True,
-        detail="written, read and removed a small object",
+        detail="a small object was written, read and removed",
         capacity_bytes=capacity.total_bytes if capacity is not None else None,
         free_bytes=capacity.free_bytes if capacity is not None else None,
     )
