@@ -138,7 +138,7 @@ class Hub:
 
     def _explain(self, job_id: str, what: str) -> DemoFailed:
         job = self.get(f"/jobs/{job_id}")
-        reason = (job.get("error") or {}).get("detail") or job.get("error")
+        reason = (job.get("error") or {}).get("message") or job.get("error")
         return DemoFailed(
             f"job {job_id} {what}: {job['status']} in {job['current_phase']}, {reason}"
         )

@@ -22,6 +22,9 @@ CONNECT_SECONDS_MAX = 10.0  # a QEMU under TCG on a busy machine greets within o
 COMMAND_SECONDS_MAX = 60.0  # draining and flushing slow disks is the longest that a command does
 CLOSE_SECONDS_MAX = 5.0
 
+# What a socket says whose QEMU has ended, or is ending.
+_GONE = (FileNotFoundError, ConnectionError, EOFError)
+
 _T = TypeVar("_T")
 
 
@@ -128,7 +131,7 @@ class Qmp:
                 ) from error
             raise Unavailable(
                 f"no QEMU answers at {self._path}: {cause}",
-                kind="qmp-unreachable",
+                kind="qmp-unreachable" if isinstance(cause, _GONE) else "qmp-failed",
                 hint="is the VM running, and was QEMU started with -qmp unix:…,server=on,wait=off?",
             ) from error
 
