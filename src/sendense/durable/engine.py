@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 
 from sendense.core.errors import SendenseError
-from sendense.durable import logs, schema
+from sendense.durable import failure, logs, schema
 from sendense.durable.client import migrate
 from sendense.durable.definition import Workflow
 from sendense.durable.flow import Flow, Owner
@@ -123,7 +123,7 @@ class Engine(Generic[ContextT]):
                 return workflow.function(Flow(self._context, workflow_id, self._owner), *args)
             except SendenseError as error:
                 _log.info("%s %s failed: %s", workflow.name, workflow_id, error.message)
-                raise
+                raise failure.to_portable(error) from error
             except Exception:
                 _log.exception("%s %s is broken", workflow.name, workflow_id)
                 raise

@@ -107,8 +107,8 @@ class Flow(Generic[ContextT]):
     def _attempt(self, retry: Retry, call: Callable[[], Any]) -> Any:
         attempt = 1
         while True:
-            self._owner.check_lease()
             try:
+                self._owner.check_lease()
                 # Through JSON and back, so that the first run sees what a replay would see.
                 return json.loads(json.dumps(call()))
             except Unavailable as error:

@@ -39,7 +39,7 @@ from sendense.repository.session import State
 from sendense.workflows import backup_plan, backup_undo, snapshots
 from sendense.workflows.backup_plan import Subject
 from sendense.workflows.context import Context, begin
-from sendense.workflows.ending import FINISH_RETRY, to_data
+from sendense.workflows.ending import FINISH_RETRY, from_data, to_data
 from sendense.workflows.transfer_disk import TRANSFER_DISK
 
 # Before anything was done a person waits for the answer.
@@ -140,18 +140,26 @@ def wait_transfers(context: Context, job_id: str, children: list[str]) -> list[d
                     context.engine.cancel(state.workflow_id)
         context.clock.sleep(WAIT_SECONDS)
     context.check(job_id)
-    errors = [state.error for state in states if state.error is not None]
-    for error in errors:
-        if not isinstance(error, Cancelled):
-            raise error
-    for state in states:
-        if state.status is not WorkflowStatus.SUCCEEDED:
-            raise state.error or Cancelled(f"transfer {state.workflow_id} was cancelled")
+    _raise_first(states)
     return [dict(state.output) for state in states]
 
 
+def _raise_first(states: list[WorkflowState]) -> None:
+    """Raise why the first transfer failed by itself; those that were stopped only followed."""
+    errors = [error for state in states if (error := _error_of(state)) is not None]
+    causes = [error for error in errors if not isinstance(error, Cancelled)]
+    for error in (*causes, *errors):
+        raise error
+
+
+def _error_of(state: WorkflowState) -> SendenseError | None:
+    if state.status is not WorkflowStatus.SUCCEEDED:
+        return state.error or Cancelled(f"transfer {state.workflow_id} was cancelled")
+    return from_data(state.output["error"]) if "error" in state.output else None
+
+
 def _must_stop(context: Context, job_id: str, states: list[WorkflowState]) -> bool:
-    if any(state.status is WorkflowStatus.FAILED for state in states):
+    if any(state.ended and _error_of(state) is not None for state in states):
         return True
     with context.catalog.read() as session:
         return jobs.is_cancel_requested(session, job_id)

@@ -27,7 +27,7 @@ from sendense.repository.writer import DiskWriter
 from sendense.workflows import backup_plan, snapshots
 from sendense.workflows.backup_plan import Subject
 from sendense.workflows.context import Context
-from sendense.workflows.ending import FINISH_RETRY
+from sendense.workflows.ending import FINISH_RETRY, to_data
 from sendense.workflows.watch import watch
 
 # A source or storage that is away for a minute or two costs a pause, not the backup.
@@ -162,14 +162,17 @@ def mark_disk_failed(context: Context, job_id: str, key: int) -> None:
 def transfer_disk(
     flow: Flow[Context], snapshot_data: dict[str, Any], decision_data: dict[str, Any]
 ) -> dict[str, Any]:
-    """Transfer a disk; where that fails, tell its siblings and fail."""
+    """Transfer a disk; where that fails, tell its siblings and return the error as data.
+
+    Returned, not raised: it is the parent that decides what a failure means.
+    """
     try:
         return flow.run(transfer, flow.job_id, snapshot_data, decision_data)
-    except Cancelled:
-        raise
-    except SendenseError:
+    except Cancelled as error:
+        return {"error": to_data(error)}
+    except SendenseError as error:
         flow.run(mark_disk_failed, flow.job_id, decision_data["key"])
-        raise
+        return {"error": to_data(error)}
 
 
 TRANSFER_DISK = Workflow[Context]("transfer_disk", transfer_disk, (transfer, mark_disk_failed))

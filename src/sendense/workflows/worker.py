@@ -54,7 +54,7 @@ class Worker:
             if self.orphaned() and self._is_idle():
                 _log.info("worker %s has no hub and nothing to do", self.lease.worker_id)
                 break
-        self.engine.stop(wait_seconds=STOP_SECONDS)
+        self.engine.stop(wait_seconds=STOP_SECONDS if self._is_busy() else 0)
         self.client.close()
         self.lease.release()
         self.catalog.close()
@@ -67,6 +67,14 @@ class Worker:
             self.housekeeping.run()
         except (SendenseError, SQLAlchemyError) as error:
             _log.warning("housekeeping failed and is tried again: %s", error)
+
+    def _is_busy(self) -> bool:
+        """Whether this worker runs anything, or may."""
+        try:
+            active = self.client.list_active()
+        except SendenseError:
+            return True
+        return any(one.executor_id == self.lease.worker_id for one in active)
 
     def _is_idle(self) -> bool:
         try:
