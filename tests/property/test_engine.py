@@ -69,7 +69,6 @@ class Guest:
         return disk
 
 
-@hypothesis.settings(max_examples=25)
 @hypothesis.given(size=sizes, history=st.lists(rounds, min_size=1, max_size=4))
 def test_writes_trims_and_resizes_over_several_backups_restore_bit_for_bit(
     size: int, history: list[tuple[int | None, list[tuple[str, int, int, int]]]]
@@ -93,7 +92,6 @@ def test_writes_trims_and_resizes_over_several_backups_restore_bit_for_bit(
         assert lab.read_back(backup_id) == data
 
 
-@hypothesis.settings(max_examples=10)
 @hypothesis.given(
     size=sizes, changes=steps, hidden=st.integers(0, SIZE_MAX // CHUNK), seed=st.integers(0, 99)
 )

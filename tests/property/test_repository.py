@@ -146,7 +146,7 @@ def _pack_of(data: bytes) -> bytes:
 
 def _samples() -> dict[str, bytes]:
     entry = Entry(chunk.identify(b"x"), 208, 1, 1, 1, 0)
-    head = session.CheckpointHead("s", 1, 1, 3, 0, ())
+    head = session.CheckpointHead("s", 1, 1, 3, 0, 0, ())
     runs = [session.MapRun(0, 2), session.MapRun(2, 1, bytes([7]) * 32)]
     return {
         "pack": _pack_of(b"hello"),

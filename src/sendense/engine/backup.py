@@ -187,7 +187,12 @@ class _Backup:
         self._progress.enter(Phase.TRANSFERRING)
         first = writer.resume_index
         total = work.bytes_to_read()
-        self._progress.start(bytes_total=total, bytes_done=total - work.bytes_to_read(first=first))
+        self._progress.start(
+            bytes_total=total,
+            bytes_done=total - work.bytes_to_read(first=first),
+            bytes_new=writer.counted.bytes_new,
+            bytes_stored=writer.counted.bytes_stored,
+        )
         ledger = Ledger(writer, self._progress, mode=decision.mode)
         batches = work.list_batches(first=first)
         with (

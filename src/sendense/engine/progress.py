@@ -75,13 +75,20 @@ class Progress:
         with self._lock:
             self._phase = phase
 
-    def start(self, *, bytes_total: int, bytes_done: int = 0) -> None:
-        """Begin to count towards a total, of which an earlier attempt did `bytes_done`."""
+    def start(
+        self, *, bytes_total: int, bytes_done: int = 0, bytes_new: int = 0, bytes_stored: int = 0
+    ) -> None:
+        """Begin to count towards a total, of which an earlier attempt did `bytes_done`.
+
+        What that attempt read and did not store counts as deduplicated, its zeros included.
+        """
         assert 0 <= bytes_done <= bytes_total, f"{bytes_done} of {bytes_total} bytes done"
         with self._lock:
             self._total = bytes_total
             self._read = bytes_done
-            self._new = self._stored = self._deduplicated = self._zero = 0
+            self._new, self._stored = bytes_new, bytes_stored
+            self._deduplicated = max(0, bytes_done - bytes_new)
+            self._zero = 0
             self._samples.clear()
             self._samples.append((self._clock.monotonic(), bytes_done))
 

@@ -6,6 +6,7 @@ what a predecessor that only seemed dead adds later is never read.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from sendense.core.clock import Clock
 from sendense.core.errors import Conflict, Corrupt, Exists
@@ -22,6 +23,14 @@ from sendense.repository.session import (
 from sendense.repository.storage.base import Storage
 
 OWNERS_MAX = 10_000  # every one is a process that died; far above what a job may retry
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a disk's writers have stored so far: plain bytes, and what they take."""
+
+    bytes_new: int = 0
+    bytes_stored: int = 0
 
 
 class Checkpoints:
@@ -75,13 +84,19 @@ class Checkpoints:
         runs: list[MapRun],
         *,
         resume_index: int,
-        bytes_stored: int,
+        counted: Counted,
         packs: tuple[CheckpointPack, ...],
     ) -> None:
         """Store this owner's next checkpoint; durable when this returns."""
         self._number += 1
         head = CheckpointHead(
-            self._session_id, self.owner, self._number, resume_index, bytes_stored, packs
+            session_id=self._session_id,
+            owner=self.owner,
+            number=self._number,
+            resume_index=resume_index,
+            bytes_new=counted.bytes_new,
+            bytes_stored=counted.bytes_stored,
+            packs=packs,
         )
         name = self._name(self.owner, self._number)
         self._storage.put_if_absent(name, session.seal_checkpoint(head, runs))

@@ -99,6 +99,7 @@ class CheckpointHead:
     owner: int
     number: int
     resume_index: int
+    bytes_new: int
     bytes_stored: int
     packs: tuple[CheckpointPack, ...]
 

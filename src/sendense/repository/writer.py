@@ -13,7 +13,7 @@ from sendense.core.errors import Corrupt, Exists, Invalid, NotFound
 from sendense.core.ids import IdSource
 from sendense.repository import format, pack, record, segments, session
 from sendense.repository import index as index_module
-from sendense.repository.checkpoints import Checkpoints
+from sendense.repository.checkpoints import Checkpoints, Counted
 from sendense.repository.chunk import ID_LENGTH, ZERO_ID, Codec
 from sendense.repository.diskmap import MapBuilder, MapReader
 from sendense.repository.format import Frame
@@ -71,6 +71,7 @@ class DiskWriter:
 
     Attributes:
         resume_index: chunks below it are durable from an earlier process; begin there.
+        counted: what was stored for the disk, by those processes too.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class DiskWriter:
         self._log: list[tuple[int, int, list[bytes]]] = []
         self._log_ids = 0
         self._unverified: list[bytes] = []
-        self._bytes_stored = 0
+        self.counted = Counted()
         parent = self._parent if self._attempt.mode is Mode.INCREMENTAL else None
         self._seam = self._find_seam(parent)
         self._map = MapBuilder(
@@ -195,7 +196,10 @@ class DiskWriter:
         is_new = not self._index.is_recent(chunk_id)
         if is_new:
             self._add(Kind.DATA, BlobType.CHUNK, codec, chunk_id, stored, plain_length)
-            self._bytes_stored += pack.BLOB.size + len(stored)
+            self.counted = Counted(
+                self.counted.bytes_new + plain_length,
+                self.counted.bytes_stored + pack.BLOB.size + len(stored),
+            )
         self._put_id(index, chunk_id)
         if self._is_full(Kind.DATA):
             self._checkpoint()
@@ -274,13 +278,13 @@ class DiskWriter:
         self._verify_known()
         runs = [MapRun(start, count, b"".join(ids)) for start, count, ids in self._log]
         self._log, self._log_ids = [], 0
-        position, bytes_stored = self._map.position, self._bytes_stored
+        position, counted = self._map.position, self.counted
 
         def put(refs: tuple[PackRef, ...]) -> None:
             self._checkpoints.put(
                 runs,
                 resume_index=position,
-                bytes_stored=bytes_stored,
+                counted=counted,
                 packs=tuple(CheckpointPack(ref.id, ref.size) for ref in refs),
             )
 
@@ -397,7 +401,7 @@ class DiskWriter:
                 self._replay_run(run)
             if head.resume_index != self._map.position:
                 raise format.corrupt("of a checkpoint", "its runs end elsewhere than it says")
-            self._bytes_stored = head.bytes_stored
+            self.counted = Counted(head.bytes_new, head.bytes_stored)
 
     def _replay_run(self, run: MapRun) -> None:
         if run.start < self._map.position or run.start + run.count > self.chunk_count:
@@ -428,7 +432,7 @@ class DiskWriter:
             bytes_read=totals.bytes_read,
             bytes_new=totals.bytes_new,
             bytes_deduplicated=totals.bytes_deduplicated,
-            bytes_stored=self._bytes_stored,
+            bytes_stored=self.counted.bytes_stored,
         )
 
 

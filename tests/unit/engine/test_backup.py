@@ -273,7 +273,8 @@ def test_an_attempt_goes_on_where_the_last_one_stopped() -> None:
     with served(disk) as view:
         done = lab.transfer(view, session_id=session_id)
     assert disk.reads < 70 * units.MIB  # at least the first pack was durable
-    assert done.record.bytes_read == disk.size_bytes
+    assert done.record.bytes_read == done.record.bytes_new == disk.size_bytes
+    assert done.record.bytes_stored > disk.size_bytes
     assert lab.progress.snapshot().bytes_read == disk.size_bytes
     lab.commit(session_id)
     assert lab.read_back(session_id) == bytes_of(disk)
