@@ -53,6 +53,7 @@ def create_app(hub: Hub, *, hosts: Collection[str] = LOOPBACK_HOSTS) -> FastAPI:
         openapi_url=OPENAPI_PATH,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name whatever host the request named
         lifespan=close_prober,
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
