@@ -368,6 +368,9 @@ def test_an_external_snapshot_hides_the_bitmap_and_after_a_restart_all_is_gone(
     chain.compare()
     # QEMU dies with the snapshot in place; settling it afterwards is success, twice.
     guest.kill()
+    with pytest.raises(NotFound) as caught:
+        chain.transfer()
+    assert caught.value.kind == "snapshot-lost"
     live = frozenset(change for change in chain.change_ids.values() if change)
     for _ in range(2):
         chain.source.remove_snapshot(snapshot.reference, SnapshotOutcome.DISCARDED, live)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sendense.core import extent
-from sendense.core.errors import NotFound, SendenseError, Unavailable
+from sendense.core.errors import Denied, NoSpace, NotFound, SendenseError, Unavailable
 from sendense.core.extent import Extent
 from sendense.core.units import SECTOR
 from sendense.nbd.address import Address
 from sendense.nbd.client import Client
 
 CONNECTIONS_MAX = 8  # QEMU serves all of them from one thread; more gain nothing
+READ_REFUSED = ("nbd-read-error", "nbd-read-only")  # the server answers, and refuses
 _CHANGED = 1  # flag of the context qemu:dirty-bitmap
 
 
@@ -72,8 +73,9 @@ def mark_zeros(changed: Iterable[Extent], allocated: Iterable[Extent]) -> Iterat
 def open_view(record: dict[str, Any], key: int) -> Iterator[QemuDiskView]:
     """Open a disk of a snapshot; errors of the body are explained where the snapshot is broken.
 
-    Raises Unavailable: kind `snapshot-lost` where the snapshot is gone, `fleecing-full` where QEMU
-    broke it because the fleecing file could not be written.
+    Raises NotFound, kind `snapshot-lost`, where the snapshot is gone, and NoSpace, kind
+    `fleecing-full`, where QEMU gave it up because the fleecing file could not be written. Neither
+    comes back by trying again.
     """
     disk = next((disk for disk in record["disks"] if disk["key"] == key), None)
     if disk is None:
@@ -86,27 +88,35 @@ def open_view(record: dict[str, Any], key: int) -> Iterator[QemuDiskView]:
     try:
         yield view
     except SendenseError as error:
-        fault = find_fault(view) if isinstance(error, Unavailable) else None
+        fault = find_fault(view) if isinstance(error, Unavailable | Denied) else None
         if fault is None:
             raise
         raise fault from error
 
 
-def find_fault(view: QemuDiskView) -> Unavailable | None:
-    """Return what is wrong with a snapshot, or None where it can be read.
+def find_fault(view: QemuDiskView) -> SendenseError | None:
+    """Return what is wrong with a snapshot, or None where it can be read, or nobody can tell now.
 
     QEMU does not report a broken snapshot, but refuses every read of it.
     """
     try:
-        with Client.connect(view.address) as client:
-            try:
-                client.read(0, min(SECTOR, view.size_bytes))
-            except Unavailable:
-                return Unavailable(
-                    "QEMU gave up the snapshot: what the guest overwrites could not be saved",
-                    kind="fleecing-full",
-                    hint="give the scratch folder more room; the guest was not disturbed",
-                )
-    except (SendenseError, OSError) as error:
-        return Unavailable(f"the snapshot cannot be read any more: {error}", kind="snapshot-lost")
+        client = Client.connect(view.address)
+    except (NotFound, Unavailable) as error:
+        is_gone = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
+        if isinstance(error, NotFound) or is_gone:
+            return NotFound(
+                "the snapshot is gone: QEMU ended, or somebody removed it", kind="snapshot-lost"
+            )
+        return None
+    with client:
+        try:
+            client.read(0, min(SECTOR, view.size_bytes))
+        except (Unavailable, Denied) as error:
+            if error.kind not in READ_REFUSED:
+                return None
+            return NoSpace(
+                "QEMU gave up the snapshot: what the guest overwrites could not be saved",
+                kind="fleecing-full",
+                hint="give the scratch folder more room; the guest was not disturbed",
+            )
     return None
