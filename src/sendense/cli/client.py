@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class Api:
         hint = (
             "is `sendense serve` running?" if is_loopback(self.url) else "see --url, SENDENSE_URL"
         )
-        reason = str(error) or type(error).__name__
+        reason = re.sub(r"^\[Errno [^]]*\] ", "", str(error)).lower() or type(error).__name__
         return failure.unavailable(f"cannot reach the server at {self.url}: {reason}", hint=hint)
 
 

@@ -129,8 +129,10 @@ class Output:
             sys.stderr.write(safe.removesuffix("\n") + "\n")
             sys.stderr.flush()
             return
+        # Who pressed Ctrl-C made no error.
+        label = "" if problem.code is ExitCode.INTERRUPTED else "error: "
         self.err.print(
-            Text.assemble(("error: ", "bold red"), text.escape(problem.message)), soft_wrap=True
+            Text.assemble((label, "bold red"), text.escape(problem.message)), soft_wrap=True
         )
         # A single wrong field is in the message already.
         for entry in problem.field_errors if len(problem.field_errors) > 1 else ():

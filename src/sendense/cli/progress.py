@@ -39,7 +39,7 @@ class Status:
         if self.bytes_per_second:
             parts.append(text.rate(self.bytes_per_second))
         if self.seconds_left is not None:
-            parts.append(f"{text.duration(self.seconds_left)} left")
+            parts.append(text.remaining(self.seconds_left))
         return ", ".join(parts)
 
 
@@ -135,7 +135,7 @@ class _Numbers(ProgressColumn):
         if status.bytes_per_second:
             parts.append(text.rate(status.bytes_per_second))
         if status.seconds_left is not None:
-            parts.append(f"{text.duration(status.seconds_left)} left")
+            parts.append(text.remaining(status.seconds_left))
         return Text("  ".join(parts), style="cyan")
 
 

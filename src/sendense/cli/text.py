@@ -1,6 +1,7 @@
 """Values as people read them: sizes, times, rates; and names that cannot drive a terminal."""
 
 import json
+import math
 import unicodedata
 from datetime import UTC, datetime
 
@@ -99,6 +100,12 @@ def duration(seconds: float | None) -> str:
     if whole < _SECONDS_PER_DAY:
         return f"{whole // _SECONDS_PER_HOUR} h {whole % _SECONDS_PER_HOUR // 60:02d} min"
     return f"{whole // _SECONDS_PER_DAY} d {whole % _SECONDS_PER_DAY // _SECONDS_PER_HOUR:02d} h"
+
+
+def remaining(seconds: float) -> str:
+    """Return an estimate of the time left, in whole seconds: more would be pretence."""
+    whole = math.ceil(seconds)
+    return f"{whole} s left" if whole < _SECONDS_PER_MINUTE else f"{duration(whole)} left"
 
 
 def between(start: object, end: object) -> str:

@@ -86,6 +86,7 @@ class _Waiter:
         self._clock = clock
         self._lost_at: float | None = None
         self._pending_noted = False
+        self._status = progress.Status("waiting", 0.0)
 
     def wait(self, display: progress.Display) -> Ended:
         started = self._clock.monotonic()
@@ -96,7 +97,8 @@ class _Waiter:
                 job = seen.job.data
                 if job.get("status") in ENDED:
                     return seen
-                display.show(progress.read_status(job))
+                self._status = progress.read_status(job)
+                display.show(self._status)
                 self._note_pending(display, job, waited)
             self._clock.sleep(pause)
             pause = min(pause * _BACK_OFF, _POLL_SECONDS_MAX)
@@ -135,6 +137,7 @@ class _Waiter:
 
     def _bear(self, problem: Failure, display: progress.Display) -> None:
         now = self._clock.monotonic()
+        display.show(progress.Status("waiting for the server", self._status.percent))
         if self._lost_at is None:
             self._lost_at = now
             display.note(f"{problem.message}; waiting for it up to {OUTAGE_SECONDS_MAX:.0f} s")

@@ -49,6 +49,11 @@ def test_durations_use_their_two_largest_units() -> None:
     ]
 
 
+def test_an_estimate_is_whole_seconds_rounded_up() -> None:
+    shown = [text.remaining(value) for value in (0, 0.2, 59.5, 61)]
+    assert shown == ["0 s left", "1 s left", "1 min 00 s left", "1 min 01 s left"]
+
+
 def test_a_time_is_shown_in_utc_whatever_its_zone() -> None:
     assert text.moment("2026-01-01T02:00:00+02:00") == "2026-01-01 00:00:00"
     assert text.moment("2026-01-01T00:00:00") == "2026-01-01 00:00:00"

@@ -149,9 +149,9 @@ def test_progress_in_a_log_is_plain_lines_at_phases(run: Run, hub: Hub) -> None:
     result = run("job", "watch", "job-1")
     assert result.code == 0
     assert result.err.splitlines() == [
-        "plan, 0 %, 1.0 KiB of 4.0 KiB, 1.0 KiB/s, 3.0 s left",
-        "transfer, 10 %, 1.0 KiB of 4.0 KiB, 1.0 KiB/s, 3.0 s left",
-        "commit, 99 %, 1.0 KiB of 4.0 KiB, 1.0 KiB/s, 3.0 s left",
+        "plan, 0 %, 1.0 KiB of 4.0 KiB, 1.0 KiB/s, 3 s left",
+        "transfer, 10 %, 1.0 KiB of 4.0 KiB, 1.0 KiB/s, 3 s left",
+        "commit, 99 %, 1.0 KiB of 4.0 KiB, 1.0 KiB/s, 3 s left",
     ]
     assert "\x1b" not in result.out + result.err
 
