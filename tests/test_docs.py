@@ -89,6 +89,7 @@ def list_console_lines() -> list[tuple[Path, str]]:
 
 def find_unknown_words(words: list[str]) -> list[str]:
     """Return which commands and options of a `sendense` command line do not exist."""
+    main.register_servers()
     command: Any = typer.main.get_command(main.app)
     for word in words:
         children = getattr(command, "commands", {})
