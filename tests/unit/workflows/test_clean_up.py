@@ -1,4 +1,5 @@
 import pytest
+
 from sendense.durable import schema
 from sendense.workflows.clean_up import clean_up_id, job_of
 
