@@ -94,6 +94,28 @@ def test_a_failed_backup_is_retried_as_a_new_job(lab: Lab, accepted: dict[str, A
     assert again["status"] == "pending"
 
 
+def test_failed_discoveries_and_checks_are_retried(lab: Lab) -> None:
+    repository_id = lab.add_repository()
+    source_id = lab.add_source({"name": "a", "disks": [str(lab.image("a.raw"))]})
+    check = lab.api.post(f"/repositories/{repository_id}/check", json={"read_data": True}).json()
+    discovery = lab.api.post(f"/sources/{source_id}/discover").json()
+    for first in (check["job_id"], discovery["job_id"]):
+        with lab.hub.catalog.write() as session:
+            jobs.finish(session, first, JobStatus.FAILED, now=lab.clock.now())
+        second = lab.api.post(f"/jobs/{first}/retry").json()["job_id"]
+        before, after = (lab.api.get(f"/jobs/{one}").json() for one in (first, second))
+        assert second != first
+        assert after["status"] == "pending"
+        assert after["subject"] == before["subject"]
+
+
+def test_a_backup_of_a_forgotten_vm_is_not_retried(lab: Lab, accepted: dict[str, Any]) -> None:
+    fail_backup(lab, accepted)
+    vm_id = lab.api.get("/vms").json()["vms"][0]["id"]
+    assert lab.api.delete(f"/vms/{vm_id}").status_code == 204
+    check_problem(lab.api.post(f"/jobs/{accepted['job_id']}/retry"), 409, "vm-gone")
+
+
 @pytest.mark.parametrize("path", ["", "/cancel", "/retry"])
 def test_an_unknown_job_is_not_found(lab: Lab, path: str) -> None:
     answer = lab.api.request("POST" if path else "GET", f"/jobs/job-x{path}")
@@ -215,6 +237,16 @@ def test_a_refused_request_leaves_its_key_free(lab: Lab) -> None:
     check_problem(lab.api.post("/backups", json=body, headers=headers), 404, "repository-unknown")
     body["repository_id"] = lab.add_repository()
     assert lab.api.post("/backups", json=body, headers=headers).status_code == 202
+
+
+def test_a_key_is_forgotten_after_a_week(lab: Lab) -> None:
+    repository_id = lab.add_repository()
+    headers = {"Idempotency-Key": "key-1"}
+    path = f"/repositories/{repository_id}/check"
+    first = lab.api.post(path, headers=headers).json()
+    lab.clock.advance(8 * 86_400)
+    lab.api.post(path, headers={"Idempotency-Key": "key-2"})
+    assert lab.api.post(path, headers=headers).json() != first
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "two words"])

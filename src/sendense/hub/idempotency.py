@@ -8,10 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic import StringConstraints
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,6 +25,7 @@ from sendense.hub.model import Answer
 A = TypeVar("A", bound=Answer)
 
 Key = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")]
+KEEP = timedelta(days=7)  # nobody repeats a request for longer
 _TRIES = 2  # the second sees what the other transaction committed; a third would hide a bug
 
 
@@ -95,12 +98,14 @@ def _try_once(
             return known, False
         answer = work(session)
         if keyed.key is not None:
+            now = hub.clock.now()
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now - KEEP))
             session.add(
                 IdempotencyRow(
                     key=keyed.key,
                     request_hash=keyed.request_hash,
                     answer=answer.model_dump(mode="json"),
-                    created_at=hub.clock.now(),
+                    created_at=now,
                 )
             )
     return answer, True
