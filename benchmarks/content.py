@@ -34,7 +34,8 @@ def make_image(folder: Path, *, content_bytes: int) -> Path:
     partial.unlink(missing_ok=True)
     command = ["mkfs.ext4", "-q", "-F", "-U", UUID, "-E", f"hash_seed={UUID},nodiscard"]
     command += ["-d", str(tree), str(partial), f"{2 * content_bytes // units.KIB}k"]
-    subprocess.run(command, check=True, env={**os.environ, "E2FSPROGS_FAKE_TIME": "1700000000"})
+    environment = {**os.environ, "E2FSPROGS_FAKE_TIME": "1700000000"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     partial.rename(path)
     shutil.rmtree(tree)
     return path
