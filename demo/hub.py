@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,7 +33,9 @@ class DemoFailed(SendenseError):
 class Hub:
     """A running hub. Leaving the context stops it, unless `leave_running` was called."""
 
-    def __init__(self, folder: Path, allowed: Path) -> None:
+    def __init__(
+        self, folder: Path, allowed: Path, *, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.port = _find_port()
         self._log_path = folder / "hub.log"
@@ -44,6 +47,7 @@ class Hub:
                  "--data-dir", str(folder / "data"), "--host", "127.0.0.1",
                  "--port", str(self.port), "--allow-dir", str(allowed)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,  # Ctrl-C is for us; we stop the hub in order
             )  # fmt: skip
         self._http = httpx.Client(
@@ -126,15 +130,20 @@ class Hub:
 
     def wait_for_job(self, job_id: str) -> dict[str, Any]:
         """Return a job once it is completed. Raises DemoFailed where it ends otherwise."""
+        job = self.wait_for_end(job_id)
+        if job["status"] != "completed":
+            raise self._explain(job_id, "did not complete")
+        return job
+
+    def wait_for_end(self, job_id: str) -> dict[str, Any]:
+        """Return a job once it is over, however it ended."""
         deadline = time.monotonic() + JOB_SECONDS_MAX
         while time.monotonic() < deadline:
             job = self.get(f"/jobs/{job_id}")
-            if job["status"] == "completed":
+            if job["status"] in {"completed", "failed", "cancelled"}:
                 return dict(job)
-            if job["status"] in {"failed", "cancelled"}:
-                break
             time.sleep(POLL_SECONDS)
-        raise self._explain(job_id, "did not complete")
+        raise self._explain(job_id, f"did not end in {JOB_SECONDS_MAX:g} s")
 
     def _explain(self, job_id: str, what: str) -> DemoFailed:
         job = self.get(f"/jobs/{job_id}")

@@ -9,10 +9,11 @@ import pytest
 
 from demo.guest import disk as disks
 from demo.guest.vm import Disk
-from sendense.connectors.base import SnapshotOutcome
-from sendense.core.units import KIB, MIB
+from sendense.connectors.base import DiskView, SnapshotOutcome
+from sendense.core.units import KIB, MIB, SECTOR
+from sendense.nbd.client import Client
 from tests.system.conftest import DISK_BYTES, SECOND_BYTES, MakeGuest, open_source
-from tests.system.copying import Chain, copy
+from tests.system.copying import Chain, copy, request
 
 pytestmark = pytest.mark.guest
 
@@ -42,6 +43,52 @@ def test_increments_equal_the_truth_while_the_guest_writes(
     chain.settle(SnapshotOutcome.DISCARDED)
     chain.back_up()
     assert chain.list_reasons() == [None, None]
+
+
+COUNTER = (
+    "n=0; while :; do n=$((n+1)); printf '%-512d' $n > /tmp/n;"
+    " dd if=/tmp/n of=/dev/vda bs=512 seek=1000 conv=notrunc,fsync;"
+    " dd if=/tmp/n of=/dev/vdb bs=512 conv=notrunc,fsync; done"
+)
+
+
+def read_counter(view: DiskView, sector: int) -> int:
+    with Client.connect(view.address) as client:
+        return int(client.read(sector * SECTOR, SECTOR))
+
+
+def test_disks_and_bitmaps_share_one_moment_although_nobody_else_pauses_the_guest(
+    make_guest: MakeGuest, folder: Path
+) -> None:
+    guest = make_guest()
+    guest.start()
+    guest.shell("echo 0 > /tmp/n; dd if=/tmp/n of=/dev/vda bs=512 seek=1000 conv=notrunc,sync")
+    guest.spawn(COUNTER)
+    guest.spawn(WRITER)
+    source = open_source(guest)
+    copies = {2000: folder / "copy0", 2001: folder / "copy1"}
+    bases: dict[int, str | None] = dict.fromkeys(copies)
+    counters = []
+    for round_number in range(6):
+        snapshot = source.take_snapshot(request(guest, f"round-{round_number}", bases))
+        seen = {}
+        for key, path in copies.items():
+            with source.open_disk(snapshot.reference, key) as view:
+                extents = view.list_changed() if bases[key] else view.list_allocated()
+                copy(view, extents, path)
+                whole = folder / "whole"
+                whole.unlink(missing_ok=True)
+                copy(view, view.list_allocated(), whole)
+                assert filecmp.cmp(path, whole, shallow=False), f"round {round_number}, {key}"
+                seen[key] = read_counter(view, 1000 if key == 2000 else 0)
+        # The guest writes n to the first disk, then to the second.
+        assert seen[2001] in {seen[2000], seen[2000] - 1}
+        assert snapshot.reference["paused_seconds"] > 0
+        counters.append(seen[2000])
+        bases = {disk.key: disk.change_id for disk in snapshot.disks}
+        live = frozenset(base for base in bases.values() if base)
+        source.remove_snapshot(snapshot.reference, SnapshotOutcome.COMMITTED, live)
+    assert counters == sorted(set(counters)), "the guest did not write between the rounds"
 
 
 def test_the_comparison_fails_when_one_changed_extent_is_skipped(

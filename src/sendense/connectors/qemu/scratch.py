@@ -4,6 +4,7 @@ Everything in it is private to this user and to the QEMU process, which has to r
 or as root. It is never a place for anything that must outlive a snapshot.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -98,6 +99,13 @@ class Scratch:
         """Remove all files of a snapshot."""
         for path in self._list_files(token):
             path.unlink(missing_ok=True)
+
+    def remove_empty_folders(self) -> None:
+        """Remove the VM's folders where nothing is in them any more."""
+        moved = self.socket.parent != self.folder
+        for folder in (self.folder, self.socket.parent, *([default_root()] if moved else [])):
+            with contextlib.suppress(OSError):  # something else is in it, or it is gone
+                folder.rmdir()
 
     def _list_files(self, token: str) -> Iterator[Path]:
         if self.folder.is_dir():

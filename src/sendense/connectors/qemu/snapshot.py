@@ -406,11 +406,13 @@ def _listens(path: Path) -> bool:
 
 
 def _stop_idle_server(session: Session) -> None:
-    if not _listens(session.scratch.socket):
+    listens = _listens(session.scratch.socket)
+    if listens and session.qmp.execute("query-block-exports"):
         return
-    if not session.qmp.execute("query-block-exports"):
+    if listens:
         session.qmp.execute("nbd-server-stop")
-        session.scratch.socket.unlink(missing_ok=True)
+    session.scratch.socket.unlink(missing_ok=True)
+    session.scratch.remove_empty_folders()
 
 
 def _remove_exports(session: Session, token: str) -> None:

@@ -121,7 +121,11 @@ class QemuSource:
                 raise
             # QEMU ended, and the snapshot with it. Bitmaps that it stored prove by their names how
             # they follow each other, so the next snapshot can use or forget them.
-            self._scratch(reference["vm_uuid"]).remove_files(token)
+            scratch_folder = self._scratch(reference["vm_uuid"])
+            scratch_folder.remove_files(token)
+            if not scratch_folder.list_tokens():
+                scratch_folder.socket.unlink(missing_ok=True)
+                scratch_folder.remove_empty_folders()
 
     def find_snapshot(self, vm_uuid: str, name: str) -> dict[str, Any] | None:
         """Return the reference of what exists of a snapshot, or None."""

@@ -59,3 +59,15 @@ def test_the_socket_moves_where_its_path_would_be_too_long(
     moved = Scratch(tmp_path / ("x" * 120), VM).socket
     assert len(os.fsencode(moved)) <= scratch.SOCKET_PATH_LENGTH_MAX
     assert moved != Scratch(tmp_path / ("y" * 120), VM).socket
+
+
+def test_empty_folders_go_and_others_stay(tmp_path: Path) -> None:
+    place = Scratch(tmp_path, VM)
+    place.prepare()
+    place.create_fleece(SNAPSHOT, 2000, "nonce", 512)
+    place.remove_empty_folders()
+    assert place.folder.is_dir()
+    place.remove_files(SNAPSHOT)
+    place.remove_empty_folders()
+    place.remove_empty_folders()
+    assert not place.folder.exists()
