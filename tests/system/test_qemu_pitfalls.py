@@ -384,6 +384,8 @@ def test_older_ways_to_attach_disks_work_and_others_are_excluded_with_a_reason(
     disks.make_empty(folder / "legacy.img", 8 * MIB, image_format="qcow2")
     disks.make_empty(folder / "ide.img", 8 * MIB, image_format="qcow2")
     disks.make_empty(folder / "cd.img", 8 * MIB, image_format="qcow2")
+    for name in ("thread-virtio", "thread-scsi"):
+        disks.make_empty(folder / f"{name}.img", 8 * MIB, image_format="qcow2")
     guest = make_guest(
         arguments=[
             "-device", "virtio-scsi-pci,id=bus",
@@ -395,6 +397,18 @@ def test_older_ways_to_attach_disks_work_and_others_are_excluded_with_a_reason(
             "-drive", f"if=none,id=c,media=cdrom,file={folder}/cd.img,format=qcow2,readonly=on",
             "-device",
             "ide-cd,drive=c,id=cd,bus=ide.1",
+            "-object",
+            "iothread,id=thread",
+            "-drive",
+            f"if=none,id=tv,file={folder}/thread-virtio.img,format=qcow2",
+            "-device",
+            "virtio-blk-pci,drive=tv,id=thread-virtio,iothread=thread",
+            "-device",
+            "virtio-scsi-pci,id=threaded,iothread=thread",
+            "-drive",
+            f"if=none,id=ts,file={folder}/thread-scsi.img,format=qcow2",
+            "-device",
+            "scsi-hd,bus=threaded.0,drive=ts,id=thread-scsi",
         ]
     )  # fmt: skip
     guest.start()
@@ -402,6 +416,11 @@ def test_older_ways_to_attach_disks_work_and_others_are_excluded_with_a_reason(
     found = {disk.label: disk for disk in source.list_vms()[0].disks}
     assert found["ide-disk"].excluded_reason is not None
     assert found["scsi-disk"].excluded_reason is None
+    for name in ("thread-virtio", "thread-scsi"):
+        # QEMU 7.2 aborts when an NBD client of such a disk leaves; the guest would die with it.
+        reason = found[name].excluded_reason
+        assert reason is not None
+        assert "iothread" in reason
     usable = [disk for disk in found.values() if disk.excluded_reason is None]
     assert len(usable) == 4
     # The letters depend on slots; the new disks are told by their size in sectors.

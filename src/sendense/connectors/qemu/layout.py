@@ -108,8 +108,8 @@ def read(qmp: Qmp, vm_uuid: str) -> Layout:
     if any(node["drv"] == _FILTER_DRIVER for node in nodes.values()):
         below = find_filtered(qmp.execute("x-debug-query-block-graph"))
     attached = [block for block in blocks if is_disk(block)]
-    serials = {block["qdev"]: _find_serial(qmp, block["qdev"]) for block in attached}
-    types = {block["qdev"]: _find_type(qmp, block["qdev"]) for block in attached}
+    serials = {block["qdev"]: _find_property(qmp, block["qdev"], "serial") for block in attached}
+    reasons = {block["qdev"]: _find_exclusion(qmp, block["qdev"]) for block in attached}
     identities = identify(vm_uuid, serials)
     disks = []
     # QEMU lists disks in the order in which they were attached: the guest's order at its start, and
@@ -117,7 +117,7 @@ def read(qmp: Qmp, vm_uuid: str) -> Layout:
     for index, block in enumerate(attached):
         top = block["inserted"]["node-name"]
         node = nodes[below.get(top, top)]
-        disks.append(_describe(index, block["qdev"], top, node, identities, types))
+        disks.append(_describe(index, block["qdev"], top, node, identities, reasons))
     return Layout(tuple(disks), nodes)
 
 
@@ -172,15 +172,9 @@ def _describe(
     top: str,
     node: dict[str, Any],
     identities: dict[str, str],
-    types: dict[str, str],
+    reasons: dict[str, str | None],
 ) -> Disk:
     details = node["image"].get("format-specific", {}).get("data", {})
-    excluded_reason = None
-    if not types[qdev].startswith(_TYPES_SUPPORTED):
-        excluded_reason = (
-            f"a {types[qdev]} cannot be snapshotted while the guest runs: attach the disk as "
-            f"{' or '.join(_TYPES_SUPPORTED)}"
-        )
     return Disk(
         key=DISK_KEY_FIRST + index,
         index=index,
@@ -193,17 +187,35 @@ def _describe(
         image_format=node["drv"],
         keeps_bitmaps=node["drv"] == "qcow2" and details.get("compat") != "0.10",
         bitmaps=list_bitmaps(node.get("dirty-bitmaps", ())),
-        excluded_reason=excluded_reason,
+        excluded_reason=reasons[qdev],
     )
 
 
-def _find_serial(qmp: Qmp, qdev: str) -> str:
-    try:
-        return str(qmp.execute("qom-get", path=qdev, property="serial") or "")
-    except CommandFailed:
-        return ""  # a device without serial numbers
-
-
-def _find_type(qmp: Qmp, qdev: str) -> str:
+def _find_exclusion(qmp: Qmp, qdev: str) -> str | None:
+    """Return why a disk cannot be backed up, or None."""
     device = qdev.removesuffix("/virtio-backend")
-    return str(qmp.execute("qom-get", path=device, property="type"))
+    kind = _find_property(qmp, device, "type")
+    if not kind.startswith(_TYPES_SUPPORTED):
+        return (
+            f"a {kind} cannot be snapshotted while the guest runs: attach the disk as "
+            f"{' or '.join(_TYPES_SUPPORTED)}"
+        )
+    # A SCSI disk runs where its controller does.
+    controller = _find_property(qmp, qdev, "parent_bus").rpartition("/")[0]
+    owner = controller if kind.startswith("scsi") else qdev
+    if _find_property(qmp, owner, "iothread"):
+        # QEMU 7.2 aborts, and the guest with it, as soon as an NBD client of such a disk leaves
+        # (nbd_blockdev_client_closed; also https://github.com/abbbi/virtnbdbackup/issues/254).
+        return (
+            "the disk's device uses an iothread, and reading such a disk over QEMU's NBD server "
+            "can crash QEMU: start the VM without the iothread for this disk"
+        )
+    return None
+
+
+def _find_property(qmp: Qmp, path: str, name: str) -> str:
+    """Return a property of an object in QEMU's tree, "" where it has none."""
+    try:
+        return str(qmp.execute("qom-get", path=path, property=name) or "")
+    except CommandFailed:
+        return ""

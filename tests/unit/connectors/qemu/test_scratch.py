@@ -11,6 +11,12 @@ VM = "6f1c6a52-7e0b-4d53-9a5e-3c1f0d9b2a77"
 SNAPSHOT = "0123456789ab"
 
 
+@pytest.fixture(autouse=True)
+def _short_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what moves because of long paths inside the test's folder."""
+    monkeypatch.setattr(scratch, "default_root", lambda: tmp_path / "short")
+
+
 def test_fleecing_files_are_private_sparse_and_of_the_disks_size(tmp_path: Path) -> None:
     place = Scratch(tmp_path / "scratch", VM)
     place.prepare()
