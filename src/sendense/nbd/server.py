@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, runtime_checkable
@@ -192,6 +193,18 @@ class _Broken(Exception):
     """The client went away, or broke the protocol."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request while the export is open; `data` is what is to be written."""
+
+    flags: int
+    command: int
+    cookie: int
+    offset: int
+    length: int
+    data: bytes = b""
+
+
 class _Conversation:
     """One connection, from greeting to goodbye."""
 
@@ -200,6 +213,7 @@ class _Conversation:
         self._exports = exports
         self._structured = False
         self._contexts: dict[int, str] = {}
+        self._described: Export | None = None  # the export that the contexts were agreed for
         with contextlib.suppress(OSError):
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
@@ -276,7 +290,7 @@ class _Conversation:
             or any(query in {context, context.partition(":")[0] + ":"} for query in queries)
         ]
         if option == p.OPT_SET_META:
-            self._contexts = dict(chosen)
+            self._contexts, self._described = dict(chosen), export
         for number, context in chosen:
             self._reply(option, p.REP_META_CONTEXT, p.U32.pack(number) + context.encode())
         self._reply(option, p.REP_ACK)
@@ -292,7 +306,11 @@ class _Conversation:
         sizes = p.BLOCK_SIZE_INFO.pack(p.INFO_BLOCK_SIZE, 1, 64 * units.KIB, REQUEST_BYTES_MAX)
         self._reply(option, p.REP_INFO, sizes)
         self._reply(option, p.REP_ACK)
-        return export if option == p.OPT_GO else None
+        if option != p.OPT_GO:
+            return None
+        if export is not self._described:
+            self._contexts = {}  # the protocol: they hold for the export they were asked for
+        return export
 
     def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
         head = p.OPTION_REPLY.pack(p.OPTION_REPLY_MAGIC, option, kind, len(data))
@@ -303,7 +321,7 @@ class _Conversation:
     def _answer(self, export: Export) -> bool:
         """Answer one request; return whether the client goes on."""
         head = self._receive(p.REQUEST.size)
-        magic, _, command, cookie, offset, length = p.REQUEST.unpack(head)
+        magic, flags, command, cookie, offset, length = p.REQUEST.unpack(head)
         if magic != p.REQUEST_MAGIC:
             raise _Broken
         if command == p.CMD_DISCONNECT:
@@ -319,7 +337,7 @@ class _Conversation:
             self._fail(cookie, p.ERROR_INVALID)
             return True
         try:
-            self._carry_out(export, command, cookie, offset, length, data)
+            self._carry_out(export, _Request(flags, command, cookie, offset, length, data))
         except NoSpace:
             self._fail(cookie, p.ERROR_NO_SPACE)
         except _Broken:
@@ -328,19 +346,19 @@ class _Conversation:
             self._fail(cookie, p.ERROR_IO)
         return True
 
-    def _carry_out(
-        self, export: Export, command: int, cookie: int, offset: int, length: int, data: bytes
-    ) -> None:
+    def _carry_out(self, export: Export, request: _Request) -> None:
+        command, cookie = request.command, request.cookie
+        offset, length = request.offset, request.length
         if command == p.CMD_READ:
             self._send_data(cookie, offset, _guard(lambda: export.read(offset, length)), length)
         elif command == p.CMD_BLOCK_STATUS and self._contexts and length:
             assert isinstance(export, DescribedExport), "it offered contexts"
-            self._send_status(export, cookie, offset, length)
+            self._send_status(export, request)
         elif not isinstance(export, WritableExport):
             writes = command in {p.CMD_WRITE, p.CMD_TRIM, p.CMD_WRITE_ZEROES}
             self._fail(cookie, p.ERROR_PERM if writes else p.ERROR_INVALID)
         elif command == p.CMD_WRITE:
-            _guard(lambda: export.write(offset, data))
+            _guard(lambda: export.write(offset, request.data))
             self._succeed(cookie)
         elif command in {p.CMD_WRITE_ZEROES, p.CMD_TRIM}:
             _guard(lambda: export.zero(offset, length))
@@ -359,17 +377,18 @@ class _Conversation:
         head = _chunk(p.CHUNK_FLAG_DONE, p.CHUNK_OFFSET_DATA, cookie, p.U64.size + length)
         self._send_all(head + p.U64.pack(offset), data)
 
-    def _send_status(self, export: DescribedExport, cookie: int, offset: int, length: int) -> None:
+    def _send_status(self, export: DescribedExport, request: _Request) -> None:
+        most = 1 if request.flags & p.CMD_FLAG_REQ_ONE else EXTENTS_PER_REPLY_MAX
         replies = []
         for number, context in self._contexts.items():
             payload = bytearray(p.U32.pack(number))
-            extents = _list_extents(export, context, offset, length)
-            for extent_length, flags in extents[:EXTENTS_PER_REPLY_MAX]:
+            extents = _list_extents(export, context, request.offset, request.length)
+            for extent_length, flags in extents[:most]:
                 payload += p.STATUS.pack(extent_length, flags)
             replies.append(payload)
         for payload in replies:
             last = p.CHUNK_FLAG_DONE if payload is replies[-1] else 0
-            head = _chunk(last, p.CHUNK_BLOCK_STATUS, cookie, len(payload))
+            head = _chunk(last, p.CHUNK_BLOCK_STATUS, request.cookie, len(payload))
             self._socket.sendall(head + payload)
 
     def _send_all(self, head: bytes, data: bytes) -> None:
