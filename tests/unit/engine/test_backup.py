@@ -248,11 +248,44 @@ def test_a_reader_that_fails_half_way_ends_everything_and_nothing_is_finished() 
     session_id = lab.begin()
     with served(disk) as view:
         threads = threading.active_count()
-        with pytest.raises(SendenseError):
+        with pytest.raises(Unavailable, match="error 5"):
             lab.transfer(view, session_id=session_id)
         assert settled(lambda: threading.active_count() <= threads)
     assert settled(lambda: threading.active_count() <= before)
     assert lab.repository.find_finished_disk(session_id, KEY, moment=session_id) is None
+
+
+def test_a_server_that_is_gone_is_an_error_and_leaves_no_threads() -> None:
+    before = threading.active_count()
+    lab = Lab()
+    session_id = lab.begin()
+    with served(small_disk()) as view:
+        pass
+    with pytest.raises(Unavailable):
+        lab.transfer(view, session_id=session_id)
+    assert settled(lambda: threading.active_count() <= before)
+
+
+def test_a_server_that_dies_half_way_is_an_error_and_the_next_attempt_succeeds() -> None:
+    disk = small_disk(chunks=200)
+    lab = Lab()
+    session_id = lab.begin()
+    reached = threading.Event()
+
+    def pause(offset: int, _length: int) -> None:
+        if offset >= 100 * CHUNK:
+            reached.set()
+            raise ConnectionResetError
+
+    disk.on_read = pause
+    with served(disk) as view, pytest.raises(SendenseError):
+        lab.transfer(view, session_id=session_id)
+    assert reached.is_set()
+    disk.on_read = lambda _offset, _length: None
+    with served(disk) as view:
+        lab.transfer(view, session_id=session_id)
+    lab.commit(session_id)
+    assert lab.read_back(session_id) == bytes_of(disk)
 
 
 def test_an_attempt_goes_on_where_the_last_one_stopped() -> None:

@@ -15,6 +15,7 @@ from sendense.core.extent import Extent
 from sendense.engine import restore
 from sendense.engine.control import Control
 from sendense.engine.progress import Phase, Progress
+from sendense.engine.rawfile import RawFile
 from sendense.engine.restore import Format, Restored, RestoreRequest
 from tests.engine_kit import CHUNK, KEY, PAGE, WAIT_SECONDS, Lab, SparseDisk
 
@@ -191,7 +192,7 @@ def test_a_disk_that_cannot_fit_is_refused_before_a_byte_is_written(tmp_path: Pa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_place_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    target = restore.RawFile(tmp_path / "disk", size_bytes=CHUNK)
+    target = RawFile(tmp_path / "disk", size_bytes=CHUNK)
     os.dup2(os.open("/dev/full", os.O_WRONLY), target.fileno())
     with pytest.raises(OSError, match="No space left"):
         target.write(0, b"x" * CHUNK)
