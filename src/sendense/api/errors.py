@@ -1,7 +1,7 @@
 """Failures become problem documents: the one place that maps errors to HTTP."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from sendense.api import fields
 from sendense.core.errors import (
     Cancelled,
     Conflict,
@@ -50,9 +51,6 @@ _KIND_OF_STATUS = {
     HTTPStatus.METHOD_NOT_ALLOWED: "method-not-allowed",
 }
 _RESERVED = {"type", "title", "status", "detail", "hint", "errors"}
-_REASON_LENGTH_MAX = 500
-_UNION_TAGS = {"constrained-int", "constrained-str"}  # pydantic names the type that it tried
-_PLACES = {"body", "query", "path", "header"}
 
 
 def respond(error: SendenseError, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -120,41 +118,16 @@ def _on_error(request: Request, error: Exception) -> JSONResponse:
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     del request
     assert isinstance(error, RequestValidationError), "registered for this type"
-    problems = _join(_field_problem(found) for found in error.errors())
+    problems = fields.describe(error.errors())
     first = problems[0]
-    named = f"{first['field']}: " if first["field"] else ""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return _document(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "fields-invalid",
-        f"{named}{first['reason']}{more}",
+        f"{first['field']}: {first['reason']}{more}",
         hint="each wrong field is listed in errors",
         errors=problems,
     )
-
-
-def _join(problems: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Return each field once: one that may be of two types has failed as both."""
-    reasons: dict[str, list[str]] = {}
-    for found in problems:
-        reasons.setdefault(found["field"], []).append(found["reason"])
-    return [
-        {"field": field, "reason": "; or ".join(dict.fromkeys(found))[:_REASON_LENGTH_MAX]}
-        for field, found in reasons.items()
-    ]
-
-
-def _field_problem(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return a field's name as a person would write it, and what is wrong with it."""
-    place = [str(part) for part in found["loc"] if part not in _UNION_TAGS]
-    if place and place[0] in _PLACES:
-        place = place[1:]
-    reason = str(found["msg"]).removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        reason = "is not a known field"
-    elif found["type"] == "missing":
-        reason = "is missing"
-    return {"field": ".".join(place), "reason": reason[:_REASON_LENGTH_MAX]}
 
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:

@@ -20,11 +20,15 @@ from sqlalchemy.orm import Session
 from sendense.core.errors import Conflict
 from sendense.db.tables import IdempotencyRow
 from sendense.hub.context import Hub
-from sendense.hub.model import Answer
+from sendense.hub.model import Answer, explained
 
 A = TypeVar("A", bound=Answer)
 
-Key = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")]
+Key = Annotated[
+    str,
+    StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$"),
+    explained("must be 1 to 255 visible ASCII characters"),
+]
 KEEP = timedelta(days=7)  # nobody repeats a request for longer
 _TRIES = 2  # the second sees what the other transaction committed; a third would hide a bug
 

@@ -1,5 +1,6 @@
 """What the shapes of all requests and answers share."""
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +14,9 @@ from pydantic import (
     PlainSerializer,
     StrictStr,
     StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 from sendense.core import clock
@@ -48,19 +52,44 @@ def _refuse_controls(text: str) -> str:
     return text
 
 
+def explained(reason: str) -> WrapValidator:
+    """Return what gives one reason for whatever a field's own rules refuse.
+
+    Patterns, and all that a union of types has tried, tell a person nothing.
+    """
+
+    def check(value: Any, check_rules: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check_rules(value)
+        except ValidationError:
+            raise ValueError(reason) from None
+
+    return WrapValidator(check)
+
+
 Name = Annotated[
     StrictStr,
     StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX),
     AfterValidator(_refuse_controls),
 ]
 Id = Annotated[StrictStr, StringConstraints(min_length=1, max_length=ID_LENGTH_MAX)]
-TagKey = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+TagKey = Annotated[
+    StrictStr,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"),
+    explained(
+        "is no key of a tag: up to 63 of the letters a-z and A-Z, digits and . _ / -, "
+        "beginning with a letter or digit"
+    ),
+]
 TagValue = Annotated[StrictStr, StringConstraints(max_length=TAG_VALUE_LENGTH_MAX)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=TAGS_MAX)]
 DiskNumber = Annotated[int, Field(strict=True, ge=0, le=9999)]
 DiskName = Annotated[StrictStr, StringConstraints(pattern=r"^disk-[0-9]{1,9}$")]
 # The disk's index, or its name: both are shown wherever a disk is.
-DiskChoice = DiskNumber | DiskName
+DiskChoice = Annotated[
+    DiskNumber | DiskName,
+    explained("must be the index of a disk (0, 1, 2 …) or its name, such as disk-2000"),
+]
 Moment = Annotated[
     datetime, PlainSerializer(clock.format_utc, return_type=str, when_used="unless-none")
 ]
@@ -85,10 +114,27 @@ Text = Annotated[
 TagFilter = Annotated[
     str,
     StringConstraints(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}(=[^\x00-\x1f]{0,255})?$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}([=:][^\x00-\x1f]{0,255})?$",
     ),
-    Field(description="`key` or `key=value`.", examples=["test=vm_disks_integration"]),
+    explained("must be `key`, `key=value` or `key:value`, with a tag's key"),
 ]
+TagFilters = Annotated[
+    list[TagFilter],
+    Field(
+        max_length=TAGS_MAX,
+        description="`key` for whatever has the tag, `key=value` or `key:value` for those with "
+        "this value. Repeat it to ask for several tags at once.",
+        examples=[["test=vm_disks_integration"]],
+    ),
+]
+
+
+def split_tag(wanted: str) -> tuple[str, str | None]:
+    """Return the key of a tag filter and the value, or None where any will do."""
+    # A key holds neither of both, a value may.
+    found = re.match(r"([^=:]+)(?:[=:](.*))?\Z", wanted, re.DOTALL)
+    assert found is not None, "checked by TagFilter"
+    return found[1], found[2]
 
 
 class Page(Request):

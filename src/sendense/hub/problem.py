@@ -13,7 +13,10 @@ class FieldProblem(BaseModel):
     """One field of a request and what is wrong with it."""
 
     field: Annotated[str, Field(examples=["disk_id"])]
-    reason: Annotated[str, Field(examples=["Input should be greater than or equal to 0"])]
+    reason: Annotated[
+        str,
+        Field(examples=["must be at least 0"]),
+    ]
 
 
 class Problem(BaseModel):

@@ -19,6 +19,7 @@ from sendense.hub.backups import chains
 from sendense.hub.backups.schemas import BackupFilter, BackupType, RequestedType
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.schemas import ACTIVE, JobStatus
+from sendense.hub.model import split_tag
 
 RATE_SHARE_MAX = 99.9  # what a transfer can reach; the rest is commit and clean-up
 
@@ -204,10 +205,9 @@ def _conditions(wanted: BackupFilter) -> list[ColumnElement[bool]]:
         )
         if value is not None
     )
-    if wanted.tag is not None:
-        key, separator, value = wanted.tag.partition("=")
+    for key, value in map(split_tag, wanted.tag):
         stored = BackupRow.tags[key].as_string()
-        conditions.append(stored == value if separator else stored.is_not(None))
+        conditions.append(stored.is_not(None) if value is None else stored == value)
     if wanted.created_after is not None:
         conditions.append(BackupRow.created_at >= wanted.created_after)
     if wanted.created_before is not None:

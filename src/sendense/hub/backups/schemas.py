@@ -18,9 +18,10 @@ from sendense.hub.model import (
     Name,
     Page,
     Request,
-    TagFilter,
+    TagFilters,
     Tags,
     Text,
+    explained,
 )
 
 
@@ -207,7 +208,7 @@ class BackupFilter(Page):
     repository_id: Text | None = None
     backup_type: BackupType | None = None
     status: JobStatus | None = None
-    tag: TagFilter | None = None
+    tag: TagFilters = Field(default_factory=list)
     created_after: AskedMoment | None = None
     created_before: AskedMoment | None = None
     deleted: Annotated[bool, Field(description="List what was deleted instead.")] = False
@@ -218,7 +219,12 @@ class ChainFilter(Request):
 
     disk_id: Annotated[
         str | None,
-        Field(pattern=r"^([0-9]{1,4}|disk-[0-9]{1,9})$", description="Index or name of a disk."),
+        Field(
+            pattern=r"^([0-9]{1,4}|disk-[0-9]{1,9})$",
+            description="Index or name of a disk.",
+            examples=["0", "disk-2000"],
+        ),
+        explained("must be the index of a disk (0, 1, 2 …) or its name, such as disk-2000"),
     ] = None
     repository_id: Text | None = None
 

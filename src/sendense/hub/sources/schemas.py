@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, StrictStr, StringConstraints, model_validator
 from pydantic.config import JsonDict
 
-from sendense.hub.model import Accepted, Answer, Moment, Name, Request
+from sendense.hub.model import Accepted, Answer, Moment, Name, Request, explained
 
 _EXAMPLE: JsonDict = {
     "name": "lab",
@@ -16,6 +16,7 @@ _EXAMPLE: JsonDict = {
 SourceType = Annotated[
     StrictStr,
     StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$"),
+    explained("must be a connector's name, such as image or qemu"),
     Field(description="A connector's name: `image` or `qemu`.", examples=["image"]),
 ]
 Config = Annotated[

@@ -13,6 +13,7 @@ from sendense.core.errors import NotFound
 from sendense.core.ids import IdSource, new_id
 from sendense.db.tables import BackupRow, DiskRow, JobRow, SourceRow, VmRow
 from sendense.hub.jobs.schemas import JobStatus
+from sendense.hub.model import split_tag
 from sendense.hub.vms.schemas import VmFilter
 
 LABEL_LENGTH_MAX = 255  # of the catalog's columns; a longer label is cut, an identity never is
@@ -79,10 +80,9 @@ def list_vms(session: Session, wanted: VmFilter) -> tuple[Sequence[VmRow], int]:
                 VmRow.id == wanted.q,
             )
         )
-    if wanted.tag is not None:
-        key, separator, value = wanted.tag.partition("=")
+    for key, value in map(split_tag, wanted.tag):
         stored = VmRow.tags[key].as_string()
-        conditions.append(stored == value if separator else stored.is_not(None))
+        conditions.append(stored.is_not(None) if value is None else stored == value)
     if wanted.protected is not None:
         protected = exists().where(_is_good_backup(), BackupRow.vm_id == VmRow.id)
         conditions.append(protected if wanted.protected else ~protected)

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from sendense.connectors.base import Tracking
-from sendense.hub.model import Answer, DiskChoice, Moment, Page, Request, TagFilter, Tags, Text
+from sendense.hub.model import Answer, DiskChoice, Moment, Page, Request, TagFilters, Tags, Text
 
 EXCLUDED_DISKS_MAX = 1000  # more than any platform attaches to a VM
 
@@ -117,6 +117,6 @@ class VmFilter(Page):
     name: Text | None = None
     source_id: Text | None = None
     power_state: PowerState | None = None
-    tag: TagFilter | None = None
+    tag: TagFilters = Field(default_factory=list)
     protected: bool | None = None
     present: bool | None = None
