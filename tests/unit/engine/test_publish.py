@@ -79,6 +79,24 @@ def test_the_longest_name_a_file_may_have_can_be_restored_to(tmp_path: Path) -> 
     assert path.read_bytes() == b"new"
 
 
+def test_without_hard_links_the_file_is_published_and_still_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: Path, _target: Path) -> None:
+        raise OSError(errno.EPERM, "this file system has no hard links")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "disk.raw"
+    write(path)
+    assert path.read_bytes() == b"new"
+    with publish.unnamed(path, overwrite=False, tag="") as (hidden, name):
+        hidden.write_bytes(b"other")
+        with pytest.raises(Exists):
+            name()
+    assert path.read_bytes() == b"new"
+    assert names_in(tmp_path) == ["disk.raw"]
+
+
 def test_a_target_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "there").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")

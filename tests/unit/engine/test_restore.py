@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sendense.core import units
-from sendense.core.errors import Cancelled, Corrupt, Exists, Invalid, NoSpace, NotFound
+from sendense.core.errors import Cancelled, Corrupt, Exists, Invalid, NoSpace, NotFound, Unavailable
 from sendense.core.extent import Extent
 from sendense.engine import restore
 from sendense.engine.control import Control
@@ -95,6 +95,18 @@ def test_qcow2_refuses_what_is_not_whole_sectors(tmp_path: Path) -> None:
     backup_id, _ = lab.back_up(SparseDisk(1000))
     with pytest.raises(Invalid, match="whole sectors"):
         restore_latest(lab, backup_id, RestoreRequest(tmp_path / "d", format=Format.QCOW2))
+    assert names_in(tmp_path) == []
+
+
+def test_without_qemu_img_a_qcow2_restore_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab()
+    backup_id, _ = lab.back_up(SparseDisk(CHUNK))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable) as caught:
+        restore_latest(lab, backup_id, RestoreRequest(tmp_path / "d", format=Format.QCOW2))
+    assert caught.value.kind == "program-missing"
     assert names_in(tmp_path) == []
 
 
