@@ -2,13 +2,17 @@
 
 import contextlib
 import ctypes
+import fcntl
+import os
 import shutil
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sendense.core.errors import Conflict, Denied, Invalid, NotFound, SendenseError, Unavailable
@@ -20,12 +24,27 @@ CLIENTS_MAX = 16
 _POLL_SECONDS = 0.005
 _STDERR_BYTES_MAX = 4096
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_QEMU_WRITER_BYTE = 101  # QEMU's block/file-posix.c: who may write holds a lock on this byte
+_FLOCK = struct.Struct("hhqqi4x")  # fcntl(2): type, whence, start, length, process
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec it must not be
 
 
 @contextlib.contextmanager
-def serve_image(path: Path, *, image_format: str, writable: bool = False) -> Iterator[Address]:
+def serve_image(
+    path: Path,
+    *,
+    image_format: str,
+    writable: bool = False,
+    allow: Callable[[str], object] | None = None,
+) -> Iterator[Address]:
     """Serve an image by NBD while the context is open; the server dies with this process.
+
+    Open and close the context in one thread: the kernel ends the server with the *thread* that
+    started it, so the server also never outlives a thread that forgot to close.
+
+    `allow` is asked for every file that the server has really opened, by the name the kernel knows
+    it by, before a byte of it is served; it raises for one that must not be read. Whatever was
+    found by looking at headers and links may have been swapped before the server opened them.
 
     The format is never probed: a guest can write any header into a raw disk. The image is locked
     as QEMU locks images, so one that a running VM writes is refused.
@@ -35,11 +54,15 @@ def serve_image(path: Path, *, image_format: str, writable: bool = False) -> Ite
     """
     folder = Path(tempfile.mkdtemp(prefix="sendense-nbd-"))  # 0700: nobody else may connect
     try:
+        if not writable:
+            _refuse_written(path)
         socket_path = folder / "nbd.sock"
         errors = folder / "stderr"
         process = _start(path, image_format, socket_path, errors, writable=writable)
         try:
             _wait_until_listening(process, socket_path, errors, path)
+            if allow is not None:
+                _check_opened(process.pid, path, own=folder.resolve(), allow=allow)
             yield Address(socket_path=str(socket_path))
         finally:
             _stop(process)
@@ -91,8 +114,11 @@ def _wait_until_listening(
         if process.poll() is not None:
             raise _explain(errors, path)
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.settimeout(START_SECONDS_MAX)
             probe.connect(str(socket_path))
-            return
+            # It listens before it has opened the image, but greets only afterwards.
+            if probe.recv(1):
+                return
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"qemu-nbd did not serve {path} within {START_SECONDS_MAX:.0f} seconds",
@@ -101,15 +127,50 @@ def _wait_until_listening(
         time.sleep(_POLL_SECONDS)
 
 
+def _check_opened(pid: int, path: Path, *, own: Path, allow: Callable[[str], object]) -> None:
+    """Ask `allow` for every file and block device that the process holds open."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            name = str(entry.readlink())
+            mode = entry.stat().st_mode
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)) or Path(name).parent == own:
+            continue
+        if name.endswith(" (deleted)"):
+            raise Unavailable(f"image {path} was replaced meanwhile", kind="snapshot-lost")
+        allow(name)
+
+
+def _refuse_written(path: Path) -> None:
+    """Raise Conflict for an image that another QEMU may write.
+
+    qemu-nbd itself refuses only qcow2 then: a raw image it reads beside a running VM.
+    """
+    with contextlib.suppress(OSError):  # what cannot be opened or locked, qemu-nbd will explain
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _QEMU_WRITER_BYTE, 1, 0)
+            answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted)
+        finally:
+            os.close(descriptor)
+        if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+            raise _in_use(path)
+
+
+def _in_use(path: Path) -> Conflict:
+    return Conflict(
+        f"image {path} is in use by another program",
+        hint="a running VM is backed up through its hypervisor: register it as type qemu",
+        kind="image-in-use",
+    )
+
+
 def _explain(errors: Path, path: Path) -> SendenseError:
     with errors.open("rb") as file:
         text = file.read(_STDERR_BYTES_MAX).decode(errors="replace").strip()
     if 'Failed to get "write" lock' in text or 'Failed to get shared "write" lock' in text:
-        return Conflict(
-            f"image {path} is in use by another program",
-            hint="a running VM is backed up through its hypervisor: register it as type qemu",
-            kind="image-in-use",
-        )
+        return _in_use(path)
     if "No such file" in text:
         return NotFound(f"image {path} does not exist", kind="image-missing")
     if "Permission denied" in text:

@@ -148,7 +148,9 @@ class ImageSource:
                 hint="start the backup again",
                 kind="snapshot-lost",
             )
-        with process.serve_image(found.path, image_format=found.image_format) as address:
+        with process.serve_image(
+            found.path, image_format=found.image_format, allow=self._resolve
+        ) as address:
             yield ImageView(address, found.size_bytes)
 
     def was_written(self, reference: dict[str, Any], key: int) -> bool:
