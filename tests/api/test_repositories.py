@@ -71,6 +71,21 @@ def test_a_folder_that_is_not_empty_and_not_ours_is_refused(lab: Lab) -> None:
     assert lab.count_rows() == before
 
 
+@pytest.mark.parametrize("inside", ["new", "packs/deep/new"])
+def test_a_repository_is_not_made_inside_another(lab: Lab, inside: str) -> None:
+    lab.add_repository()
+    outer = lab.data_dir / "backups" / "main"
+    before = (lab.count_rows(), sorted(outer.rglob("*")))
+    for place in ("/repositories", "/repositories/test"):
+        document = check_problem(
+            lab.api.post(place, json=body(outer / inside, "inner")),
+            409,
+            "repository-folder-not-empty",
+        )
+        assert str(outer) in document["detail"]
+    assert (lab.count_rows(), sorted(outer.rglob("*"))) == before
+
+
 def test_a_file_is_no_place_for_a_repository(lab: Lab) -> None:
     path = lab.image("a-file")
     check_problem(

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_a_target_in_a_repository_is_refused(lab: Lab, backup_id: str) -> None:
     path = lab.data_dir / "backups" / "main" / "sendense.json"
     refuse(lab, body(backup_id, path, overwrite=True), 403, "target-in-repository")
     refuse(lab, body(backup_id, path.with_name("new")), 403, "target-in-repository")
+
+
+def test_a_target_in_a_repository_that_is_not_registered_is_refused(
+    lab: Lab, backup_id: str
+) -> None:
+    stranger = lab.images / "stranger"
+    shutil.copytree(lab.data_dir / "backups" / "main", stranger)
+    for path in (stranger / "sendense.json", stranger / "packs" / "new"):
+        refuse(lab, body(backup_id, path, overwrite=True), 403, "target-in-repository")
 
 
 @pytest.mark.parametrize(

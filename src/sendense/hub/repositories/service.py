@@ -86,10 +86,12 @@ def _opened(hub: Hub, kind: str, config: Mapping[str, Any]) -> Iterator[base.Sto
 def open_or_make(hub: Hub, wanted: CreateRepository) -> Opened:
     """Open the repository at a place, or make one where the folder is missing or empty.
 
-    Raises Conflict, kind `repository-folder-not-empty`, where something else lies there.
+    Raises Conflict, kind `repository-folder-not-empty`, where something else lies there, or where
+    the place lies inside another repository.
     """
     path = hub.paths.resolve(wanted.config.path)
     settings = _settings(wanted.config)
+    _check_not_nested(path)
     made_folders = _make_folder(path)
     config = wanted.config.model_dump(exclude_none=True)
     try:
@@ -119,6 +121,27 @@ def _open_or_make(
         backups=len(opened.list_backups()),
         made=False,
     )
+
+
+def find_around(path: Path) -> Path | None:
+    """Return the folder of the repository, registered or not, that a path lies in, or None."""
+    for folder in path.parents:
+        with contextlib.suppress(OSError):  # what may not be looked into is no place to write to
+            if (folder / descriptor.NAME).exists():
+                return folder
+    return None
+
+
+def _check_not_nested(path: Path) -> None:
+    """Refuse a repository in a repository: a check or clean-up of one would meet the other."""
+    around = find_around(path)
+    if around is not None:
+        raise Conflict(
+            f"{path} lies inside the repository at {around}",
+            kind="repository-folder-not-empty",
+            hint="choose a folder outside of repositories",
+            path=str(path),
+        )
 
 
 def _settings(config: LocalConfig) -> descriptor.RepositorySettings:
@@ -308,6 +331,7 @@ def try_out(hub: Hub, kind: str, config: LocalConfig) -> TestResult:
     """Say whether a place can be a repository, without making one."""
     path = hub.paths.resolve(config.path)
     _settings(config)
+    _check_not_nested(path)
     if not path.exists():
         parent = next(folder for folder in path.parents if folder.exists())
         if not os.access(parent, os.W_OK | os.X_OK):

@@ -15,6 +15,7 @@ from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind, JobStatus
 from sendense.hub.model import failure_of
 from sendense.hub.repositories import queries as repositories
+from sendense.hub.repositories import service as repository_service
 from sendense.hub.restores import queries
 from sendense.hub.restores.schemas import (
     Restore,
@@ -34,6 +35,7 @@ def check_target(session: Session, hub: Hub, wanted: StartRestore) -> Path:
     """
     path = hub.paths.resolve(wanted.target.path)
     _check_apart(session, hub, path)
+    _check_apart_from_unknown(path)
     if not path.parent.is_dir():
         raise Invalid(
             f"the folder {path.parent} does not exist",
@@ -48,7 +50,7 @@ def check_target(session: Session, hub: Hub, wanted: StartRestore) -> Path:
             raise Exists(
                 f"{path} exists",
                 kind="target-exists",
-                hint='choose another path, or say {"overwrite": true}',
+                hint="choose another path, or allow it to be replaced (`overwrite`)",
                 path=str(path),
             )
     for row in queries.list_active(session):
@@ -74,6 +76,18 @@ def _check_apart(session: Session, hub: Hub, path: Path) -> None:
                 path=str(path),
                 repository_id=row.id,
             )
+
+
+def _check_apart_from_unknown(path: Path) -> None:
+    """Refuse targets inside a repository that the catalog does not know, for the same reason."""
+    around = repository_service.find_around(path)
+    if around is not None:
+        raise Denied(
+            f"{path} lies in the repository at {around}",
+            kind="target-in-repository",
+            hint="choose a path outside of repositories",
+            path=str(path),
+        )
 
 
 def start(
