@@ -11,6 +11,11 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
+
+from sendense.cli import serve
+from sendense.core.errors import Denied
+from sendense.settings import Settings
 
 SECONDS_MAX = 60.0
 SENDENSE = [sys.executable, "-m", "sendense.cli.main"]
@@ -89,6 +94,16 @@ def test_the_server_serves_restarts_its_worker_and_stops_cleanly(tmp_path: Path)
         assert _workers(folder) == []
 
 
+def test_the_files_of_a_data_directory_open_to_all_are_private(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with _serve(folder):
+        modes = {path.name: path.stat().st_mode & 0o077 for path in folder.rglob("*")}
+    assert {"catalog.sqlite", "catalog.sqlite-wal", "engine.sqlite", "locks"} <= set(modes)
+    assert set(modes.values()) == {0}, modes
+
+
 def test_a_worker_whose_hub_was_killed_is_found_again_or_ends(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with _serve(folder) as (first, _):
@@ -122,6 +137,21 @@ def test_without_accounts_it_serves_only_when_told_so(tmp_path: Path) -> None:
 
     assert (status, "--no-auth" in text) == (5, True)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_localhost_that_is_another_machine_is_not_listened_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As an edited /etc/hosts would have it: 0.0.0.0 is every address of this machine.
+    find = socket.socket.bind
+    monkeypatch.setattr(
+        socket.socket,
+        "bind",
+        lambda self, address: find(self, ("0.0.0.0", address[1])),  # noqa: S104 - what it is about
+    )
+    settings = Settings(data_dir=tmp_path, host="localhost", port=0, no_auth=True)
+    with pytest.raises(Denied, match="loopback"), serve._listening(settings):
+        pass
 
 
 def test_without_accounts_it_never_leaves_loopback(tmp_path: Path) -> None:

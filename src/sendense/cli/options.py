@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from sendense.core.errors import Invalid
 from sendense.settings import Settings
 
+UMASK = 0o077  # what server and worker write is for their own user
+
 DataDir = Annotated[
     Path | None,
     typer.Option(

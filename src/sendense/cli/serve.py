@@ -25,7 +25,7 @@ from sendense.cli.options import AllowDirs, DataDir
 from sendense.cli.output import Output
 from sendense.cli.supervisor import Supervisor
 from sendense.core.errors import Conflict, Denied, Invalid, Unavailable
-from sendense.settings import Settings
+from sendense.settings import Settings, is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ def serve(
                 hint="start it with --no-auth; it then binds to a loopback address only",
             )
         logs.configure(settings.log_level)
+        # The catalog names all that is protected; the folder may be older than we are, and open.
+        os.umask(options.UMASK)
         with _alone(settings), _listening(settings) as listener:
             _run(settings, listener)
 
@@ -111,6 +113,13 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             ) from error
         except OverflowError as error:
             raise Invalid(f"{settings.port} is no port", kind="settings-invalid") from error
+        address = listener.getsockname()[0]
+        if settings.no_auth and not is_loopback(address):
+            raise Denied(
+                f"--no-auth binds to a loopback address only, and {settings.host} is {address}",
+                kind="host-not-allowed",
+                hint="see what this machine takes for localhost, in /etc/hosts",
+            )
         yield listener
 
 

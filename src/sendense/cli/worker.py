@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from sendense import app
-from sendense.cli import logs
+from sendense.cli import logs, options
 from sendense.cli.command import Session, reporting
-from sendense.cli.options import AllowDirs, DataDir, read_settings
+from sendense.cli.options import AllowDirs, DataDir
 from sendense.cli.output import Output
 from sendense.core.ids import SystemIds, new_id
 from sendense.workflows.worker import parent_is_gone
@@ -32,8 +32,9 @@ def worker(
     the next worker goes on with it.
     """
     with reporting(Session(Output(as_json=False))):
-        settings = read_settings(data_dir=data_dir, allowed_dirs=allow_dir)
+        settings = options.read_settings(data_dir=data_dir, allowed_dirs=allow_dir)
         logs.configure(settings.log_level)
+        os.umask(options.UMASK)
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
