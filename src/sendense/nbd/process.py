@@ -46,16 +46,15 @@ def serve_image(
     it by, before a byte of it is served; it raises for one that must not be read. Whatever was
     found by looking at headers and links may have been swapped before the server opened them.
 
-    The format is never probed: a guest can write any header into a raw disk. The image is locked
-    as QEMU locks images, so one that a running VM writes is refused.
+    The format is never probed: a guest can write any header into a raw disk. An image
+    that a running VM or another server may write is refused, by the lock QEMU marks it with.
 
     Raises Conflict, kind `image-in-use`; NotFound, kind `image-missing`; Denied, kind
     `image-denied`; Invalid, kind `image-broken`; Unavailable where qemu-nbd cannot be run.
     """
     folder = Path(tempfile.mkdtemp(prefix="sendense-nbd-"))  # 0700: nobody else may connect
     try:
-        if not writable:
-            _refuse_written(path)
+        _refuse_written(path)
         socket_path = folder / "nbd.sock"
         errors = folder / "stderr"
         process = _start(path, image_format, socket_path, errors, writable=writable)
@@ -145,7 +144,7 @@ def _check_opened(pid: int, path: Path, *, own: Path, allow: Callable[[str], obj
 def _refuse_written(path: Path) -> None:
     """Raise Conflict for an image that another QEMU may write.
 
-    qemu-nbd itself refuses only qcow2 then: a raw image it reads beside a running VM.
+    qemu-nbd itself does not: a raw image it reads, and even writes, beside another.
     """
     with contextlib.suppress(OSError):  # what cannot be opened or locked, qemu-nbd will explain
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
