@@ -5,7 +5,7 @@ knows them: without them it cannot tell holes or where an error lies.
 """
 
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -308,6 +308,7 @@ class Client:
 
         Raises NoSpace, Denied (read-only), Invalid outside the export, and Unavailable.
         """
+        self._require_writable()
         view = memoryview(data)
         for begin in range(0, len(view), self.block_size_max):
             part = view[begin : begin + self.block_size_max]
@@ -328,6 +329,7 @@ class Client:
             self._command(p.CMD_FLUSH, 0, 0)
 
     def _in_parts(self, command: int, flag: int, offset: int, length: int) -> None:
+        self._require_writable()
         if not self._info.flags & flag:
             raise Invalid(f"export {self._address.export!r} cannot do this", kind="nbd-unable")
         end = offset + length
@@ -363,6 +365,10 @@ class Client:
         raise self._connection.broken(f"does not come to an end with {what}")
 
     # Requests and replies.
+
+    def _require_writable(self) -> None:
+        if self.is_read_only:
+            raise Denied(f"export {self._address.export!r} is read-only", kind="nbd-read-only")
 
     def _check_request(self, offset: int, length: int) -> None:
         if length <= 0 or offset < 0 or offset + length > self.size_bytes:
@@ -413,13 +419,11 @@ class Client:
 
     def _failure(self, code: int, what: str, said: str) -> SendenseError:
         message = f"the source cannot answer {what}: error {code} {said}".strip()
-        make: Callable[..., SendenseError] = Unavailable
-        kind = "nbd-read-error"
         if code == p.ERROR_NO_SPACE:
-            make, kind = NoSpace, "no-space"
-        elif code == p.ERROR_PERM:
-            make, kind = Denied, "nbd-read-only"
-        return make(message, kind=kind)
+            return NoSpace(message)
+        if code == p.ERROR_PERM:
+            return Denied(message, kind="nbd-read-only")
+        return Unavailable(message, kind="nbd-read-error")
 
 
 def list_exports(address: Address, *, timeout_seconds: float = TIMEOUT_SECONDS) -> list[str]:
