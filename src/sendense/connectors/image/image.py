@@ -33,18 +33,24 @@ class Image:
     stamp: str
 
 
-def inspect(disk: ImageDisk, resolve: PathPolicy) -> Image:
+def inspect(disk: ImageDisk, resolve: PathPolicy, *, shared: bool = False) -> Image:
     """Look at an image. Changes nothing and trusts nothing in it.
 
     A qcow2 header is written by whoever had the image: each backing file and data file it names
     must be in an allowed place too.
+
+    Args:
+        disk: as configured.
+        resolve: says which places are allowed.
+        shared: only look, as discovery does; else an image that another program writes, such as a
+            running VM, is refused (Conflict, kind `image-in-use`).
 
     Raises NotFound, Denied, Invalid, Conflict or Unavailable.
     """
     path = resolve(disk.path)
     facts = _look(path)
     if disk.image_format == QCOW2:
-        return _inspect_qcow2(path, resolve)
+        return _inspect_qcow2(path, resolve, shared=shared)
     if not disk.stated and not stat.S_ISBLK(facts.st_mode) and _starts_like_qcow2(path):
         raise Invalid(
             f"image {path} starts like qcow2 but no format is stated",
@@ -95,7 +101,7 @@ def _starts_like_qcow2(path: Path) -> bool:
         return file.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
 
 
-def _inspect_qcow2(path: Path, resolve: PathPolicy) -> Image:
+def _inspect_qcow2(path: Path, resolve: PathPolicy, *, shared: bool) -> Image:
     """Walk down the chain one header at a time, so that nothing is opened before it is allowed."""
     files = [path]
     image_format = QCOW2
@@ -103,7 +109,7 @@ def _inspect_qcow2(path: Path, resolve: PathPolicy) -> Image:
     current: Path | None = path
     while current is not None:
         _look(current)
-        info = _ask_qemu_img(current, image_format)
+        info = _ask_qemu_img(current, image_format, shared=shared)
         size = int(info["virtual-size"]) if size is None else size
         data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
         if data_file is not None:
@@ -138,8 +144,10 @@ def _allow(name: str, owner: Path, resolve: PathPolicy) -> Path:
     return resolve(os.path.normpath(owner.parent / name))
 
 
-def _ask_qemu_img(path: Path, image_format: str) -> dict[str, Any]:
-    command = ["qemu-img", "info", "--output=json", f"--format={image_format}", "--", str(path)]
+def _ask_qemu_img(path: Path, image_format: str, *, shared: bool) -> dict[str, Any]:
+    sharing = ["--force-share"] if shared else []
+    command = ["qemu-img", "info", "--output=json", f"--format={image_format}", *sharing]
+    command += ["--", str(path)]
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=INFO_SECONDS_MAX, check=False, text=True

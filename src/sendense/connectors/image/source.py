@@ -74,7 +74,7 @@ class ImageSource:
         count = 0
         for vm in self._vms.values():
             for disk in vm.disks:
-                image.inspect(disk, self._resolve)
+                image.inspect(disk, self._resolve, shared=True)
                 count += 1
         return f"{count} images of {len(self._vms)} VMs are readable"
 
@@ -158,7 +158,7 @@ class ImageSource:
         held = reference["disks"][str(key)]
         disk = ImageDisk(held["path"], held["format"], stated=True)
         try:
-            return image.inspect(disk, self._resolve).stamp != str(held["stamp"])
+            return image.inspect(disk, self._resolve, shared=True).stamp != str(held["stamp"])
         except SendenseError:
             return True
 
@@ -182,7 +182,7 @@ class ImageSource:
         size: int | None = None
         reason: str | None = None
         try:
-            size = image.inspect(disk, self._resolve).size_bytes
+            size = image.inspect(disk, self._resolve, shared=True).size_bytes
         except SendenseError as error:
             reason = error.message
         return DiskDescription(
