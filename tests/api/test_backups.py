@@ -291,6 +291,13 @@ def test_a_disk_without_capacity_is_refused(lab: Lab) -> None:
             disk.capacity_bytes = None
     refuse(lab, 422, "disk-without-capacity", repository_id=repository_id, disk_id=0)
     refuse(lab, 422, "disk-without-capacity", repository_id=repository_id)
+    with lab.hub.catalog.write() as session:
+        for disk in session.query(DiskRow):
+            disk.unsupported_reason = "its image does not exist"
+    document = refuse(lab, 422, "disk-without-capacity", repository_id=repository_id, disk_id=0)
+    assert "its image does not exist" in document["detail"]
+    document = refuse(lab, 422, "vm-without-disks", repository_id=repository_id)
+    assert "its image does not exist" in document["detail"]
 
 
 def test_an_excluded_disk_is_refused_by_name_and_left_out_of_all(lab: Lab) -> None:

@@ -142,6 +142,7 @@ def _choose(session: Session, vm: VmRow, choice: int | str | None) -> _Choice:
     disks = vms.list_disks(session, [vm.id])[vm.id]
     if choice is not None:
         disk = vm_service.find_disk(vm, disks, choice)
+        vm_service.check_capacity(disk, vm)
         reason = vm_service.excluded_reason(disk)
         if reason is not None:
             raise Conflict(
@@ -151,7 +152,6 @@ def _choose(session: Session, vm: VmRow, choice: int | str | None) -> _Choice:
                 vm_id=vm.id,
                 disk_id=disk.disk_id,
             )
-        vm_service.check_capacity(disk, vm)
         return _Choice((disk,), ())
     present = [disk for disk in disks if disk.gone_at is None]
     reasons = {disk.key: vm_service.excluded_reason(disk) for disk in present}
@@ -160,7 +160,8 @@ def _choose(session: Session, vm: VmRow, choice: int | str | None) -> _Choice:
         vm_service.check_capacity(disk, vm)
     if not chosen:
         raise Invalid(
-            f"VM {vm.name} has no disk that can be backed up",
+            f"VM {vm.name} has no disk that can be backed up"
+            + "".join(f"; {disk.disk_id}: {reasons[disk.key]}" for disk in present),
             kind="vm-without-disks",
             hint="see `GET /api/v1/vms/{id}/readiness`",
             vm_id=vm.id,

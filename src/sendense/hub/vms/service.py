@@ -208,8 +208,9 @@ NO_TRACKING = "the source has no change tracking: everything is read, only what 
 def check_capacity(disk: DiskRow, vm: VmRow) -> int:
     """Return a disk's capacity. Raises Invalid, kind `disk-without-capacity`."""
     if not disk.capacity_bytes:
+        why = f": {disk.unsupported_reason}" if disk.unsupported_reason else ""
         raise Invalid(
-            f"{disk.disk_id} of VM {vm.name} has no known capacity",
+            f"{disk.disk_id} of VM {vm.name} has no known capacity{why}",
             kind="disk-without-capacity",
             hint="mend the disk on its source, then discover again",
             vm_id=vm.id,
