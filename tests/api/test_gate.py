@@ -1,10 +1,12 @@
+import asyncio
 import http.client
 import json
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
-from sendense.api.gate import BODY_BYTES_MAX
+from sendense.api.gate import BODY_BYTES_MAX, Gate
 from tests.api.kit import Lab, check_problem
 
 
@@ -139,6 +141,31 @@ def test_a_body_without_a_declared_length_is_bounded_too(lab: Lab) -> None:
     answer = connection.getresponse()
     assert answer.status == 413
     connection.close()
+
+
+def test_a_body_that_trickles_is_not_waited_for() -> None:
+    sent: list[Message] = []
+
+    async def refuse(*_: Any) -> None:
+        raise AssertionError("nothing gets through")
+
+    async def receive() -> Message:
+        if sent_parts.pop():
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        await asyncio.Event().wait()  # for ever
+        raise AssertionError("nobody sets it")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent_parts = [False, True]
+    gate = Gate(refuse, hosts=["localhost"], policies={}, body_seconds_max=0.01)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/backups", "headers": headers}
+    asyncio.run(gate(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["type"] == "urn:sendense:problem:body-too-slow"
 
 
 @pytest.mark.parametrize(

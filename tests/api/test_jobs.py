@@ -1,4 +1,5 @@
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from sendense.core.errors import Unavailable
 from sendense.hub.backups import queries as backups
+from sendense.hub.jobs import events
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.schemas import JobStatus
 from tests.api.kit import Lab, check_problem
@@ -157,20 +159,20 @@ def test_events_begin_with_the_state_and_go_on_with_changes(
     job_id = accepted["job_id"]
     with lab.api.stream("GET", "/jobs/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        events = read_events(answer)
-        first = next(events)
+        told = read_events(answer)
+        first = next(told)
         assert first["event"] == "job"
         assert first["data"]["job_id"] == job_id
         assert first["data"]["status"] == "pending"
         lab.clock.advance(2)
         with lab.hub.catalog.write() as session:
             jobs.begin(session, job_id, now=lab.clock.now())
-        second = next(events)
+        second = next(told)
         assert second["data"]["status"] == "running"
         assert second["id"] > first["id"]
         lab.clock.advance(2)
         fail_backup(lab, accepted)
-        assert next(events)["data"]["status"] == "failed"
+        assert next(told)["data"]["status"] == "failed"
 
 
 def test_a_listener_that_comes_back_learns_what_it_missed(
@@ -192,14 +194,31 @@ def test_events_of_one_job_are_only_of_that_job(lab: Lab, accepted: dict[str, An
     source_id = lab.api.get("/sources").json()["sources"][0]["id"]
     discovery = lab.api.post(f"/sources/{source_id}/discover").json()["job_id"]
     with lab.api.stream("GET", "/jobs/events", params={"job_id": discovery}) as answer:
-        events = read_events(answer)
-        assert next(events)["data"]["job_id"] == discovery
+        told = read_events(answer)
+        assert next(told)["data"]["job_id"] == discovery
         lab.clock.advance(1)
         fail_backup(lab, accepted)
         lab.api.post(f"/jobs/{discovery}/cancel")
-        assert next(events)["data"]["job_id"] == discovery
+        assert next(told)["data"]["job_id"] == discovery
     unknown = lab.api.get("/jobs/events", params={"job_id": "job-x"})
     check_problem(unknown, 404, "job-unknown")
+
+
+def test_listeners_are_counted_while_they_listen(
+    lab: Lab, accepted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LISTENERS_MAX", 1)
+    with lab.api.stream("GET", "/jobs/events") as answer:
+        told = read_events(answer)  # held: once it is gone, so is the connection
+        assert next(told)["data"]["job_id"] == accepted["job_id"]
+        check_problem(lab.api.get("/jobs/events"), 503, "listeners-too-many")
+        lab.api.get("/jobs").raise_for_status()
+    for _ in range(100):  # the server learns within its next look that the first has gone
+        with lab.api.stream("GET", "/jobs/events") as answer:
+            if answer.status_code == 200:
+                return
+        threading.Event().wait(0.1)
+    raise AssertionError("the first listener is counted for ever")
 
 
 # Idempotency.

@@ -43,6 +43,7 @@ _STATUS: tuple[tuple[type[SendenseError], HTTPStatus], ...] = (
 _BY_KIND = {
     "malformed-json": HTTPStatus.BAD_REQUEST,
     "body-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "body-too-slow": HTTPStatus.REQUEST_TIMEOUT,
     "body-not-json": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 }
 _KIND_OF_STATUS = {

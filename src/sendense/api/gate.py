@@ -5,6 +5,7 @@ browser reaches it too; so the gate turns away requests that a page sends (anoth
 names that a page's owner could point at us (DNS rebinding). See docs/decisions/0301.
 """
 
+import asyncio
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from sendense.api import errors
 from sendense.core.errors import Denied, Invalid, SendenseError
 
 BODY_BYTES_MAX = 1024 * 1024  # the largest body, a source with 1000 VMs, is half of it
+# A body comes at once or in a moment; whoever trickles it holds a connection and a file handle.
+BODY_SECONDS_MAX = 30.0
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _FETCH_SITES_ALLOWED = frozenset({"same-origin", "none"})
 
@@ -36,14 +39,21 @@ class Gate:
         app: what is behind the gate.
         hosts: names under which the server may be addressed, in lower case, without a port.
         policies: content security policies of pages, by path; all else may load nothing.
+        body_seconds_max: how long a body may take to come in.
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Collection[str], policies: Mapping[str, str]
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str],
+        policies: Mapping[str, str],
+        body_seconds_max: float = BODY_SECONDS_MAX,
     ) -> None:
         self._app = app
         self._hosts = frozenset(hosts)
         self._policies = dict(policies)
+        self._body_seconds_max = body_seconds_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -64,13 +74,23 @@ class Gate:
         try:
             self._check_host(headers)
             _check_origin(scope["method"], headers)
-            body = await _read_body(headers, receive)
+            body = await self._read_body(headers, receive)
             _check_json(headers, body)
         except SendenseError as error:
-            response = errors.respond(error)
+            # What is left of the body is not read: the connection cannot be used again.
+            response = errors.respond(error, headers={"Connection": "close"})
             await response(scope, receive, send_guarded)
             return
         await self._app(scope, _replay(body, receive), send_guarded)
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_seconds_max):
+                return await _read_body(headers, receive)
+        except TimeoutError:
+            raise Invalid(
+                f"the body was not there after {self._body_seconds_max:g} s", kind="body-too-slow"
+            ) from None
 
     def _check_host(self, headers: Headers) -> None:
         host = headers.get("host", "")

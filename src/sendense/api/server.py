@@ -12,6 +12,7 @@ from sendense.api.gate import Gate
 from sendense.hub import retries
 from sendense.hub.backups import routes as backups
 from sendense.hub.context import Hub
+from sendense.hub.jobs import events
 from sendense.hub.jobs import routes as jobs
 from sendense.hub.problem import Problem
 from sendense.hub.repositories import routes as repositories
@@ -60,6 +61,7 @@ def create_app(hub: Hub, *, hosts: Collection[str] = LOOPBACK_HOSTS) -> FastAPI:
     )
     app.state.hub = hub
     app.state.prober = prober
+    app.state.listeners = events.Listeners()
     errors.install(app)
     api = APIRouter(prefix=BASE_PATH)
     for router in (

@@ -1,6 +1,7 @@
 """Server-sent events: each job's state and progress as it changes."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
@@ -8,6 +9,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from sendense.core import clock
+from sendense.core.errors import Unavailable
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries, service
 from sendense.hub.jobs.schemas import Job
@@ -17,6 +19,7 @@ KEEP_ALIVE_SECONDS = 15.0  # proxies end a connection that is silent for 30 to 6
 # A transaction stamps its rows before it commits; one that took this long is a bug.
 OVERLAP = timedelta(seconds=5)
 CHANGES_MAX = 1000  # in one look; the next look finds the rest
+LISTENERS_MAX = 100  # each asks the catalog twice a second: together a quarter of a core
 
 
 class Feed:
@@ -58,6 +61,27 @@ class Feed:
         self._seen = {job: at for job, at in self._seen.items() if at >= oldest}
 
 
+class Listeners:
+    """Those who listen now. One that went away before its first event is not counted either."""
+
+    def __init__(self) -> None:
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+
+    def add(self, feed: Feed) -> None:
+        """Count a listener. Raises Unavailable, kind `listeners-too-many`."""
+        if len(self._feeds) >= LISTENERS_MAX:
+            raise Unavailable(
+                f"{LISTENERS_MAX} clients follow jobs already",
+                kind="listeners-too-many",
+                hint="ask `GET /api/v1/jobs` now and then, or end another client",
+            )
+        self._feeds.add(feed)
+
+    def remove(self, feed: Feed) -> None:
+        """Count a listener no more."""
+        self._feeds.discard(feed)
+
+
 def _parse(last_event_id: str | None) -> datetime | None:
     """Return the moment in an event's id; anything else starts anew."""
     if last_event_id is None:
@@ -73,8 +97,16 @@ def format_event(job: Job) -> str:
     return f"id: {clock.format_utc(job.updated_at)}\nevent: job\ndata: {job.model_dump_json()}\n\n"
 
 
-async def stream(feed: Feed, request: Request) -> AsyncIterator[str]:
+async def stream(feed: Feed, request: Request, listeners: Listeners) -> AsyncIterator[str]:
     """Yield events until the listener goes away."""
+    try:
+        async for event in _follow(feed, request):
+            yield event
+    finally:
+        listeners.remove(feed)
+
+
+async def _follow(feed: Feed, request: Request) -> AsyncIterator[str]:
     silent_seconds = 0.0
     yield "retry: 2000\n\n"
     while not await request.is_disconnected():

@@ -50,8 +50,10 @@ def follow_jobs(
         with hub.catalog.read() as session:
             queries.get_job(session, job_id)
     feed = events.Feed(hub, job_id=job_id, last_event_id=last_event_id)
+    listeners: events.Listeners = request.app.state.listeners
+    listeners.add(feed)
     return StreamingResponse(
-        events.stream(feed, request),
+        events.stream(feed, request, listeners),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
