@@ -42,7 +42,7 @@ def test_a_repository_is_made_where_its_folder_is_missing(lab: Lab) -> None:
     answer = lab.api.post("/repositories", json=body(path))
     assert answer.status_code == 201
     made = answer.json()
-    assert made["id"] == "repo-local-1767225600"
+    assert made["id"] == made["repository_id"] == "repo-local-1767225600"
     assert answer.headers["location"] == f"/api/v1/repositories/{made['id']}"
     assert made["enabled"] is True
     assert made["free_bytes"] > 0

@@ -43,6 +43,12 @@ def test_a_discovery_is_a_job(lab: Lab) -> None:
     assert again["job_id"] == body["job_id"]
 
 
+def test_a_source_is_called_by_its_id_under_both_names(lab: Lab) -> None:
+    source_id = lab.add_source({"name": "a", "disks": [str(lab.image("a.raw"))]})
+    shown = lab.api.get(f"/sources/{source_id}").json()
+    assert shown["source_id"] == shown["id"] == source_id
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -10,6 +10,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     StringConstraints,
+    computed_field,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -81,6 +82,13 @@ class Repository(Answer):
     """A repository as last measured."""
 
     id: str
+
+    @computed_field(description="The same as id, as requests and other answers call it.")  # type: ignore[prop-decorator] # pydantic documents it so
+    @property
+    def repository_id(self) -> str:
+        """The id under the name that other answers give it."""
+        return self.id
+
     name: str
     type: RepositoryType
     uuid: Annotated[str, Field(description="The id that the repository itself carries.")]

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, StrictStr, StringConstraints, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    StrictStr,
+    StringConstraints,
+    computed_field,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from sendense.hub.model import Accepted, Answer, Moment, Name, Request, explained
@@ -75,6 +82,13 @@ class Source(Answer):
     """A source."""
 
     id: str
+
+    @computed_field(description="The same as id, as other answers call it.")  # type: ignore[prop-decorator] # pydantic documents it so
+    @property
+    def source_id(self) -> str:
+        """The id under the name that other answers give it."""
+        return self.id
+
     name: str
     type: str
     config: dict[str, Any]
