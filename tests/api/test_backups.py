@@ -238,7 +238,7 @@ def test_each_filter_leaves_what_it_names(lab: Lab) -> None:
 def test_a_wrong_filter_is_refused_with_its_name(lab: Lab, params: dict[str, str]) -> None:
     document = check_problem(lab.api.get("/backups", params=params), 422, "fields-invalid")
     [problem] = document["errors"]
-    assert problem["field"].removesuffix(".0") == next(iter(params))
+    assert problem["field"] == next(iter(params))
     assert "pattern" not in problem["reason"]
 
 

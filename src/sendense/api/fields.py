@@ -56,7 +56,8 @@ def describe(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _describe(found: Mapping[str, Any]) -> tuple[str, str]:
     place = [str(part) for part in found["loc"]]
     if place and place[0] in _PLACES:
-        place = place[1:]
+        # Of a parameter that may be repeated nobody counts which one it was.
+        place = place[1:] if place[0] == BODY else place[1:2]
     say = _REASONS.get(found["type"])
     reason = str(found["msg"]) if say is None else say(found.get("ctx", {}))
     if place and place[-1] == _KEY:
