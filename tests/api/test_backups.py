@@ -214,6 +214,8 @@ def test_each_filter_leaves_what_it_names(lab: Lab) -> None:
     assert listed(tag=["tier", "a.b/c:x"]) == [old]
     assert listed(created_before=middle) == [old]
     assert listed(created_after=middle) == [running, new]
+    bare_plus = lab.api.get("/backups?created_after=2025-01-01T00:00:00+02:00")
+    assert bare_plus.json()["total"] == 3
     assert listed(vm_name="nobody") == []
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -95,6 +96,13 @@ Moment = Annotated[
 ]
 
 
+def _mend_plus(value: Any) -> Any:
+    """Read `03:04:05 02:00` as what a client meant: in an address a bare plus is a blank."""
+    if isinstance(value, str):
+        return re.sub(r"(T[0-9:.]+) (\d\d:?\d\d)\Z", r"\1+\2", value)
+    return value
+
+
 def _in_utc(moment: datetime) -> datetime:
     """Return a moment from a request in UTC; without a zone it is meant so."""
     if moment.tzinfo is None:
@@ -105,7 +113,7 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("is outside the years 1 to 9999") from None
 
 
-AskedMoment = Annotated[datetime, AfterValidator(_in_utc)]
+AskedMoment = Annotated[datetime, BeforeValidator(_mend_plus), AfterValidator(_in_utc)]
 Text = Annotated[
     str,
     StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX),
