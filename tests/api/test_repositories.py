@@ -287,6 +287,14 @@ def test_a_backup_to_a_read_only_repository_is_refused(lab: Lab) -> None:
     check_problem(lab.api.post(f"/repositories/{repository_id}/test"), 409, "repository-read-only")
 
 
+def test_a_read_only_repository_keeps_its_backups(lab: Lab) -> None:
+    lab.add_vm(disks=1)
+    backup_id = lab.back_up(lab.add_repository())
+    use_storage(lab, ReadOnlyStorage)
+    check_problem(lab.api.delete(f"/backups/{backup_id}"), 409, "repository-read-only")
+    assert lab.api.get(f"/backups/{backup_id}").status_code == 200
+
+
 # Changing and forgetting.
 
 

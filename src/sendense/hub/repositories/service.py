@@ -295,18 +295,22 @@ def _missing(row: RepositoryRow) -> Unavailable:
     )
 
 
+def _read_only(row: RepositoryRow, error: Denied) -> Conflict:
+    return Conflict(
+        f"repository {row.name} is read-only: {error.message}",
+        kind="repository-read-only",
+        hint=error.hint or "let the server's user write to it",
+        repository_id=row.id,
+    )
+
+
 def _check_writable(hub: Hub, row: RepositoryRow, storage: base.Storage) -> None:
     """Write, read and remove a small object: permissions alone do not tell of a mount's state."""
     name = f"{PROBE_FOLDER}/{hub.ids.token(PROBE_TOKEN_LENGTH)}"
     try:
         storage.put_if_absent(name, _PROBE)
     except Denied as error:
-        raise Conflict(
-            f"repository {row.name} is read-only: {error.message}",
-            kind="repository-read-only",
-            hint=error.hint or "let the server's user write to it",
-            repository_id=row.id,
-        ) from error
+        raise _read_only(row, error) from error
     try:
         if storage.get(name) != _PROBE:
             raise Corrupt(
@@ -323,8 +327,11 @@ def delete_backup(hub: Hub, row: RepositoryRow, backup_id: str, *, who: str) -> 
     """Put a backup's tombstone into its repository; one that is there already is success."""
     with open_checked(hub, row) as storage:
         opened = repositories.Repository.open(storage, clock=hub.clock, ids=hub.ids)
-        with contextlib.suppress(NotFound):
-            opened.delete_backup(backup_id, who=who, why="deleted by request")
+        try:
+            with contextlib.suppress(NotFound):
+                opened.delete_backup(backup_id, who=who, why="deleted by request")
+        except Denied as error:
+            raise _read_only(row, error) from error
 
 
 def try_out(hub: Hub, kind: str, config: LocalConfig) -> TestResult:
