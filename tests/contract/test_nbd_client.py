@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sendense.core import units
-from sendense.core.errors import Denied, NotFound, SendenseError, Unavailable
+from sendense.core.errors import Denied, Invalid, NotFound, SendenseError, Unavailable
 from sendense.core.extent import Extent
 from sendense.nbd import process
 from sendense.nbd.address import Address
@@ -157,6 +157,30 @@ def test_a_disk_above_two_tebibytes_is_listed_and_read(kind: str, tmp_path: Path
     ):
         check_cover(list(client.list_allocated()), size)
         assert bytes(client.read(size - 512, 512)) == b"e" * 512
+
+
+def test_a_server_that_only_takes_whole_blocks_gets_whole_blocks(tmp_path: Path) -> None:
+    content = random.Random(3).randbytes(units.MIB)
+    path = make_image(tmp_path, content)
+    policy = ["blocksize-minimum=4096", "blocksize-error-policy=error"]
+    with (
+        nbdkit(tmp_path, "--filter=blocksize-policy", "file", str(path), *policy) as address,
+        Client.connect(address, contexts=[ALLOCATION]) as client,
+    ):
+        assert client.block_size_min == 4096
+        wanted = [(512, 512), (4000, 200), (0, 8192), (len(content) - 1, 1)]
+        for start, data in client.read_many(wanted, depth=2):
+            length = dict(wanted)[start]
+            assert bytes(data) == content[start : start + length]
+        listed = list(client.list_extents(ALLOCATION, start=5000, end=9000))
+        assert listed[0][0] == 5000
+        assert sum(length for _, length, _ in listed) == 4000
+        with pytest.raises(Invalid) as caught:
+            client.write(512, b"x" * 512)
+        assert caught.value.kind == "nbd-out-of-range"
+        with pytest.raises(Invalid):
+            client.trim(0, 100)
+    assert path.read_bytes() == content
 
 
 def test_without_extents_everything_has_to_be_read(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ For more speed open several clients of one export. Structured replies are used w
 knows them: without them it cannot tell holes or where an error lies.
 """
 
+import itertools
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -26,11 +27,20 @@ CHUNKS_PER_REQUEST_MAX = 1 << 16  # of one structured reply: one per sector of a
 
 @dataclass(slots=True)
 class _Read:
-    """A read in flight. `bytes_left` counts down as parts of it come in."""
+    """A read in flight, rounded out to the server's blocks.
+
+    Attributes:
+        offset: where `data` begins; at or before `wanted`, where the caller's bytes begin.
+        bytes_left: counts down as parts of it come in.
+        parts: (start, end) of what came in, within `data`.
+    """
 
     offset: int
     data: bytearray
+    wanted: int
+    length: int
     bytes_left: int
+    parts: list[tuple[int, int]] = field(default_factory=list)
     chunks: int = 0
     failure: SendenseError | None = None
 
@@ -97,7 +107,7 @@ class Client:
 
     @property
     def block_size_min(self) -> int:
-        """Offsets and lengths of requests must be multiples of this, but at the export's end."""
+        """The server's unit. Reads are rounded out to it; writes must be multiples of it."""
         return self._info.block_size_min
 
     @property
@@ -153,12 +163,15 @@ class Client:
             ended = self._receive_part(waiting)
             if ended is not None:
                 read = waiting.pop(ended)
-                yield read.offset, self._complete(read)
+                yield read.wanted, self._complete(read)
 
     def _start_read(self, offset: int, length: int) -> tuple[int, _Read]:
         self._check_request(offset, length)
-        cookie = self._send(p.CMD_READ, offset, length)
-        return cookie, _Read(offset, bytearray(length), length)
+        start = units.align_down(offset, self.block_size_min)
+        end = min(units.align_up(offset + length, self.block_size_min), self.size_bytes)
+        self._check_request(start, end - start)
+        cookie = self._send(p.CMD_READ, start, end - start)
+        return cookie, _Read(start, bytearray(end - start), offset, length, end - start)
 
     def _receive_part(self, waiting: dict[int, _Read]) -> int | None:
         """Receive one reply or chunk; return the cookie of a read that it ends."""
@@ -189,7 +202,7 @@ class Client:
             read.failure = self._failure(code, f"read at {read.offset}", "")
         else:
             self._connection.receive_into(memoryview(read.data))
-            read.bytes_left = 0
+            read.bytes_left, read.parts = 0, [(0, len(read.data))]
         return int(cookie)
 
     def _receive_data(self, read: _Read, length: int) -> None:
@@ -214,6 +227,7 @@ class Client:
                 f"sent {size} bytes at {offset}, more than was asked for at {read.offset}"
             )
         read.bytes_left -= size
+        read.parts.append((start, start + size))
         return start
 
     def _complete(self, read: _Read) -> bytearray:
@@ -223,7 +237,14 @@ class Client:
             raise self._connection.broken(
                 f"left out {read.bytes_left} bytes of a read at {read.offset}"
             )
-        return read.data
+        # As many bytes came as were asked for: none is missing unless some came twice.
+        read.parts.sort()
+        if any(end != start for (_, end), (start, _) in itertools.pairwise(read.parts)):
+            raise self._connection.broken(f"sent bytes of a read at {read.offset} twice")
+        if len(read.data) == read.length:
+            return read.data
+        begin = read.wanted - read.offset
+        return read.data[begin : begin + read.length]
 
     def _find(self, waiting: dict[int, _Read], cookie: int) -> _Read:
         read = waiting.get(cookie)
@@ -261,13 +282,18 @@ class Client:
             )
         limit = self.size_bytes if end is None else end
         while start < limit:
-            length = min(limit - start, STATUS_BYTES_MAX)
-            for extent_length, flags in self._ask_status(context, start, length):
-                # The last extent may reach behind what was asked, even behind the export.
-                taken = min(extent_length, limit - start)
-                if taken > 0:
-                    yield start, taken, flags
-                start += taken
+            position = units.align_down(start, self.block_size_min)
+            length = units.align_up(min(limit - position, STATUS_BYTES_MAX), self.block_size_min)
+            length = min(length, self.size_bytes - position)
+            for extent_length, flags in self._ask_status(context, position, length):
+                # The first extent may begin before `start`, as blocks do; the last may reach
+                # behind what was asked, even behind the export.
+                begin, position = max(position, start), position + extent_length
+                if begin < min(position, limit):
+                    yield begin, min(position, limit) - begin, flags
+            if position <= start:
+                raise self._connection.broken(f"did not tell the block status at {start}")
+            start = position
 
     def _ask_status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
         """Return (length, flags) from `offset` on; they may end before `length`."""
@@ -282,6 +308,8 @@ class Client:
             elif kind == p.CHUNK_BLOCK_STATUS:
                 number, extents = self._parse_status(payload)
                 if number == self._info.contexts[context]:
+                    if found:
+                        raise self._connection.broken(f"told the block status at {offset} twice")
                     found = extents
             if done:
                 break
@@ -308,8 +336,8 @@ class Client:
 
         Raises NoSpace, Denied (read-only), Invalid outside the export, and Unavailable.
         """
-        self._require_writable()
         view = memoryview(data)
+        self._require_writable(offset, len(view))
         for begin in range(0, len(view), self.block_size_max):
             part = view[begin : begin + self.block_size_max]
             self._check_request(offset + begin, len(part))
@@ -329,7 +357,7 @@ class Client:
             self._command(p.CMD_FLUSH, 0, 0)
 
     def _in_parts(self, command: int, flag: int, offset: int, length: int) -> None:
-        self._require_writable()
+        self._require_writable(offset, length)
         if not self._info.flags & flag:
             raise Invalid(f"export {self._address.export!r} cannot do this", kind="nbd-unable")
         end = offset + length
@@ -366,9 +394,16 @@ class Client:
 
     # Requests and replies.
 
-    def _require_writable(self) -> None:
+    def _require_writable(self, offset: int, length: int) -> None:
         if self.is_read_only:
             raise Denied(f"export {self._address.export!r} is read-only", kind="nbd-read-only")
+        end = offset + length
+        for edge in (offset, end if end != self.size_bytes else 0):
+            if edge % self.block_size_min:
+                raise Invalid(
+                    f"{length} bytes at {offset} are no blocks of {self.block_size_min} bytes",
+                    kind="nbd-out-of-range",
+                )
 
     def _check_request(self, offset: int, length: int) -> None:
         if length <= 0 or offset < 0 or offset + length > self.size_bytes:

@@ -110,6 +110,10 @@ def test_lies_while_negotiating_end_the_connection(tmp_path: Path, message: byte
         data(0, b"x" * 256),
         data(0, b"x" * 512, done=False) + data(0, b"x" * 512),
         data(0, b"x" * 512, done=False) + chunk(p.CHUNK_OFFSET_HOLE, p.HOLE.pack(0, 512)),
+        # As many bytes as were asked for, but some of them twice and others never.
+        data(0, b"x" * 256, done=False) + data(0, b"y" * 256),
+        data(0, b"x" * 256, done=False) + data(128, b"y" * 256),
+        data(256, b"x" * 256, done=False) + chunk(p.CHUNK_OFFSET_HOLE, p.HOLE.pack(256, 256)),
         chunk(p.CHUNK_OFFSET_HOLE, p.HOLE.pack(0, 1 << 31)),
         chunk(p.CHUNK_OFFSET_HOLE, b"x"),
         chunk(p.CHUNK_OFFSET_DATA),
@@ -133,6 +137,8 @@ def test_lies_about_a_read_are_never_taken_for_data(tmp_path: Path, answer: byte
         chunk(p.CHUNK_BLOCK_STATUS, p.U32.pack(1) + p.STATUS.pack(0, 0)),
         chunk(p.CHUNK_BLOCK_STATUS, p.U32.pack(1) + b"x" * 9),
         chunk(p.CHUNK_BLOCK_STATUS, p.U32.pack(7) + p.STATUS.pack(SIZE, 3)),
+        chunk(p.CHUNK_BLOCK_STATUS, p.U32.pack(1) + p.STATUS.pack(SIZE, 0), done=False)
+        + chunk(p.CHUNK_BLOCK_STATUS, p.U32.pack(1) + p.STATUS.pack(SIZE, 3)),
         chunk(p.CHUNK_NONE),
         chunk(p.CHUNK_NONE, done=False) * ((1 << 16) + 1),
         struct.pack(">IHHQI", p.CHUNK_MAGIC, 1, p.CHUNK_BLOCK_STATUS, 1, 0xFFFFFFFF),
@@ -140,6 +146,18 @@ def test_lies_about_a_read_are_never_taken_for_data(tmp_path: Path, answer: byte
 )
 def test_lies_about_extents_are_never_believed(tmp_path: Path, answer: bytes) -> None:
     error = attempt(tmp_path, OPENED + answer, lambda client: list(client.list_allocated()))
+    assert isinstance(error, ProtocolError)
+
+
+def test_a_server_that_never_comes_to_the_point_is_not_asked_for_ever(tmp_path: Path) -> None:
+    sizes = p.BLOCK_SIZE_INFO.pack(p.INFO_BLOCK_SIZE, 4096, 4096, SIZE)
+    opened = WELCOME + STRUCTURED + META + option_reply(p.OPT_GO, p.REP_INFO, sizes) + GO
+    short = chunk(p.CHUNK_BLOCK_STATUS, p.U32.pack(1) + p.STATUS.pack(512, 0))
+
+    def list_from_within_a_block(client: Client) -> object:
+        return list(client.list_extents(p.ALLOCATION, start=1024))
+
+    error = attempt(tmp_path, opened + short, list_from_within_a_block)
     assert isinstance(error, ProtocolError)
 
 
