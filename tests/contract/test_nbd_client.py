@@ -395,6 +395,27 @@ def test_nothing_is_left_of_a_server_however_it_ends(
     assert found.stdout == b""
 
 
+def test_the_folder_of_a_killed_process_goes_with_the_next_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "tmp"
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    orphan, young, other = (scratch / name for name in ("sendense-nbd-a", "sendense-nbd-b", "c"))
+    for folder in (orphan, young, other):
+        folder.mkdir(parents=True)
+        (folder / "nbd.sock").touch()
+    os.utime(orphan, (0, 0))
+    os.utime(other, (0, 0))
+    path = make_image(tmp_path, bytes(4096))
+    with qemu_nbd(path) as first:
+        assert first.socket_path is not None
+        held = Path(first.socket_path).parent
+        os.utime(held, (0, 0))
+        with qemu_nbd(path) as second, Client.connect(second), Client.connect(first):
+            assert held.exists()
+    assert sorted(scratch.iterdir()) == [other, young]
+
+
 def test_a_server_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     path = make_image(tmp_path, bytes(4096))
     program = (

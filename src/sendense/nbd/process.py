@@ -21,6 +21,8 @@ from sendense.nbd.address import Address
 START_SECONDS_MAX = 20.0  # it takes 30 ms; a loaded machine or a slow NFS server takes longer
 STOP_SECONDS_MAX = 10.0  # it flushes the image when told to end
 CLIENTS_MAX = 16
+ORPHAN_SECONDS_MIN = 60.0  # far above the time between making a folder and locking it
+_FOLDER_PREFIX = "sendense-nbd-"
 _POLL_SECONDS = 0.005
 _STDERR_BYTES_MAX = 4096
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -52,8 +54,12 @@ def serve_image(
     Raises Conflict, kind `image-in-use`; NotFound, kind `image-missing`; Denied, kind
     `image-denied`; Invalid, kind `image-broken`; Unavailable where qemu-nbd cannot be run.
     """
-    folder = Path(tempfile.mkdtemp(prefix="sendense-nbd-"))  # 0700: nobody else may connect
+    _remove_orphans()
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))  # 0700: nobody else may connect
+    owned = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        # The kernel drops the lock with this process, however that ends; see _remove_orphans.
+        fcntl.flock(owned, fcntl.LOCK_EX)
         _refuse_written(path)
         socket_path = folder / "nbd.sock"
         errors = folder / "stderr"
@@ -67,6 +73,23 @@ def serve_image(
             _stop(process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(owned)
+
+
+def _remove_orphans() -> None:
+    """Remove the folders of processes that were killed: nobody locks them any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, in use, or gone meanwhile
+            facts = folder.lstat()
+            if facts.st_uid != os.geteuid() or time.time() - facts.st_mtime < ORPHAN_SECONDS_MIN:
+                continue
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            found = os.open(folder, flags)
+            try:
+                fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(found)
 
 
 def _start(
