@@ -53,6 +53,13 @@ def test_a_repository_is_made_where_its_folder_is_missing(lab: Lab) -> None:
     assert listed == {"repositories": [made], "total": 1}
 
 
+def test_a_place_too_small_for_any_backup_is_taken_with_a_warning(lab: Lab) -> None:
+    use_storage(lab, FullStorage)
+    answer = lab.api.post("/repositories", json=body(lab.data_dir / "backups" / "small"))
+    assert answer.status_code == 201
+    assert "no backup fits" in answer.json()["warnings"][0]
+
+
 def test_two_repositories_of_one_second_get_different_ids(lab: Lab) -> None:
     first, second = lab.add_repository(), lab.add_repository("second")
     assert second.startswith(f"{first}-")

@@ -210,6 +210,12 @@ def create(session: Session, hub: Hub, wanted: CreateRepository, opened: Opened)
             f"it was a repository already and holds {opened.backups} backups, which the catalog"
             " does not list; `sendense repository list PATH` shows and restores them"
         )
+    place = opened.capacity
+    if place is not None and place.free_bytes <= repositories.Reserve().of(place):
+        warnings.append(
+            "no backup fits: less is free there than the reserve of 1 % and at least 1 GiB that"
+            " backups leave alone"
+        )
     return show(session, [row])[0].model_copy(update={"warnings": warnings})
 
 
