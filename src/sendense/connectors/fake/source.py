@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,14 @@ class FakePlatform:
     Attributes:
         is_gone: nothing answers, not even disks that are open.
         is_lying: every list of changes leaves out its first block.
+        on_read: called with offset and length before each read of any disk; it raises OSError for
+            a disk that cannot be read there, or waits for one that is slow.
     """
 
     def __init__(self) -> None:
         self.is_gone = False
         self.is_lying = False
+        self.on_read: Callable[[int, int], None] = lambda _offset, _length: None
         self._vms: dict[str, list[FakeDisk]] = {}
         self._held: dict[str, _Held] = {}
         self._count = 0
@@ -147,7 +150,7 @@ class FakePlatform:
                 if self.is_lying:
                     del changed[:1]
                 frozen[one.key] = FrozenDisk(disk.size_bytes, disk.freeze(), frozenset(changed))
-                frozen[one.key].on_read = self._refuse_when_gone
+                frozen[one.key].on_read = self._before_read
                 change_id = f"{one.lineage}/{disk.size_bytes}/{self._count}"
                 disk.tracked[change_id] = set()
                 described.append(DiskSnapshot(one.key, disk.size_bytes, disk.uuid, change_id, lost))
@@ -229,5 +232,6 @@ class FakePlatform:
         if self.is_gone:
             raise Unavailable("the fake platform does not answer", kind="source-silent")
 
-    def _refuse_when_gone(self, _offset: int, _length: int) -> None:
+    def _before_read(self, offset: int, length: int) -> None:
         self._answer()
+        self.on_read(offset, length)
