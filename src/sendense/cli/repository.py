@@ -329,9 +329,15 @@ def _print_repository(session: Session, repository: dict[str, Any]) -> None:
 def _print_check(session: Session, name: str, report: dict[str, Any]) -> None:
     """Print what a check's job found. Raises Failure where the repository is not whole."""
     if not session.output.as_json:
-        for problem in report["problems"]:
-            said = (problem["severity"], problem["kind"], problem["message"])
-            session.output.line(": ".join(said))
+        lines = [
+            (
+                (problem["kind"], problem.get("backup_id"), problem.get("disk_key")),
+                ": ".join((problem["severity"], problem["kind"], problem["message"])),
+            )
+            for problem in report["problems"]
+        ]
+        for line in text.shorten(lines):
+            session.output.line(line)
     if not report["clean"]:
         count = text.count(report["error_count"], "error")
         raise Failure(

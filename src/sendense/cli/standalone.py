@@ -141,8 +141,15 @@ def check(session: Session, path: Path, *, read_data: bool) -> None:
 
 
 def _print_report(session: Session, path: Path, report: CheckReport) -> None:
-    for problem in report.problems:
-        session.output.line(f"{problem.severity}: {problem.kind}: {problem.message}")
+    lines = [
+        (
+            (problem.kind, problem.backup_id, problem.disk_key),
+            f"{problem.severity}: {problem.kind}: {problem.message}",
+        )
+        for problem in report.problems
+    ]
+    for line in text.shorten(lines):
+        session.output.line(line)
     if report.problem_count > len(report.problems):
         session.output.line(f"and {report.problem_count - len(report.problems)} more")
     looked = (

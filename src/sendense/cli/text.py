@@ -3,11 +3,13 @@
 import json
 import math
 import unicodedata
+from collections.abc import Hashable, Iterable
 from datetime import UTC, datetime
 
 from sendense.core import clock, units
 
 MISSING = "-"
+LINES_OF_A_KIND_MAX = 3  # enough to recognise what is wrong; `--json` holds all
 _SECONDS_EXACT = 9.95  # below that the tenths tell something
 _SECONDS_PER_MINUTE = 60
 _SECONDS_PER_HOUR = 3600
@@ -137,3 +139,23 @@ def listing(values: object) -> str:
     if isinstance(values, list | tuple):
         return ", ".join(escape(item) for item in values) or MISSING
     return escape(values) if values not in {None, ""} else MISSING
+
+
+def shorten(lines: Iterable[tuple[Hashable, str]], *, most: int = LINES_OF_A_KIND_MAX) -> list[str]:
+    """Return the lines, but of each group no more than `most` and a count of the rest.
+
+    One bad pack spoils thousands of chunks of the same disk: a person needs to see that, once.
+    """
+    counts: dict[Hashable, int] = {}
+    shown: list[tuple[Hashable, str]] = []
+    for group, line in lines:
+        counts[group] = counts.get(group, 0) + 1
+        if counts[group] <= most:
+            shown.append((group, line))
+    result = []
+    for position, (group, line) in enumerate(shown):
+        result.append(line)
+        is_last = all(other != group for other, _ in shown[position + 1 :])
+        if is_last and counts[group] > most:
+            result.append(f"… and {counts[group] - most} more of this kind")
+    return result

@@ -65,3 +65,9 @@ def test_tags_are_listed_as_they_are_typed() -> None:
     assert text.listing({"a": "1", "b": "x y"}) == "a=1, b=x y"
     assert text.listing([]) == "-"
     assert text.listing(["a", 2]) == "a, 2"
+
+
+def test_many_lines_of_a_kind_become_some_and_a_count() -> None:
+    lines = [("a", "a1"), ("b", "b1"), ("a", "a2"), ("a", "a3"), ("a", "a4"), ("b", "b2")]
+    assert text.shorten(lines, most=2) == ["a1", "b1", "a2", "… and 2 more of this kind", "b2"]
+    assert text.shorten(lines[:3]) == ["a1", "b1", "a2"]
