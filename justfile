@@ -21,7 +21,7 @@ check *arguments: _static
 # Everything CI runs; arguments go to pytest (`--long` runs the same suites deeper)
 [no-exit-message]
 test *arguments: _static
-    pytest --cov --cov-report= "$@"
+    pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= "$@"
 
 [private]
 [no-exit-message]
@@ -42,7 +42,7 @@ fix:
 bench *arguments:
     python -m benchmarks "$@"
 
-# Back up and restore a real guest from end to end; `./dev demo --help` tells more
+# Back up and restore a real guest from end to end, or a vCenter's VM (`--vsphere`)
 [no-exit-message]
 demo *arguments:
     python -m demo "$@"
@@ -57,17 +57,13 @@ migration message:
     #!/usr/bin/env python
     import sys, tempfile
     from alembic import command
-    from alembic.config import Config
     from sendense.db import schema
     from sendense.db.catalog import Catalog
-    config = Config()
-    config.set_main_option("script_location", str(schema.MIGRATIONS).replace("%", "%%"))
     number = len(list((schema.MIGRATIONS / "versions").glob("[0-9]*.py"))) + 1
     with tempfile.TemporaryDirectory() as folder:
         catalog = Catalog(f"sqlite:///{folder}/catalog.sqlite")
         schema.migrate(catalog)
-        with catalog.engine.connect() as connection:
-            config.attributes["connection"] = connection
+        with schema.configured(catalog) as config:
             command.revision(config, sys.argv[1], autogenerate=True, rev_id=f"{number:04}")
         catalog.close()
 

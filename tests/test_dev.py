@@ -30,7 +30,29 @@ BARE_PROGRAMS = [
     "flock",
     "env",
 ]
-PACKAGED_PROGRAMS = ["qemu-img", "qemu-system-x86_64", "nbdkit", "nbdinfo", "mkfs.ext4"]
+PACKAGED_PROGRAMS = [
+    "qemu-img",
+    "qemu-system-x86_64",
+    "nbdkit",
+    "nbdinfo",
+    "mkfs.ext4",
+    "mariadbd",
+    "my_print_defaults",
+    "cc",
+    "gencat",
+]
+PACKAGES = {
+    "qemu-utils",
+    "qemu-system-x86",
+    "nbdkit",
+    "libnbd-bin",
+    "e2fsprogs",
+    "mariadb-server-core",
+    "mariadb-client-core",
+    "gcc",
+    "libc6-dev",
+    "postgresql",
+}
 
 
 def write_program(path: Path, body: str) -> None:
@@ -56,17 +78,26 @@ def machine(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return a copy of what the script reads, under a path with a space."""
+    """Return a copy of what the script reads, under a path with a space.
+
+    What it looks for at fixed places of the machine, it looks for in the test's folder.
+    """
     folder = tmp_path / "a project"
     (folder / "requirements").mkdir(parents=True)
     for name in ["dev", "pyproject.toml", "requirements/dev.txt"]:
         shutil.copy2(ROOT / name, folder / name)
+    script = (folder / "dev").read_text()
+    for place in ("/usr/sbin:/sbin", "/usr/lib/postgresql", "/etc/postgresql-common"):
+        assert place in script
+        script = script.replace(place, f"{tmp_path}{place.partition(':')[0]}")
+    (folder / "dev").write_text(script)
     return folder
 
 
 def install_packages(machine: Path) -> None:
     for name in PACKAGED_PROGRAMS:
         write_program(machine / name, "exit 0")
+    write_program(machine.parent / "usr/lib/postgresql/15/bin/initdb", "exit 0")
 
 
 def make_environment(tree: Path) -> None:
@@ -88,7 +119,6 @@ def make_environment(tree: Path) -> None:
 def run(
     tree: Path, machine: Path, *arguments: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    # The script appends /usr/sbin, where this machine may have mkfs.ext4: the tests allow for it.
     return subprocess.run(
         [tree / "dev", *arguments],
         env={"PATH": str(machine), "HOME": str(tree)},
@@ -107,8 +137,39 @@ def test_a_user_who_may_not_install_is_told_exactly_what_to_run(tree: Path, mach
     command = outcome.stderr.splitlines()[-1].strip()
     assert command.startswith("apt-get update && apt-get install --yes --no-install-recommends ")
     packages = set(command.split("--no-install-recommends ")[1].split())
-    assert packages - {"e2fsprogs"} == {"qemu-utils", "qemu-system-x86", "nbdkit", "libnbd-bin"}
+    assert packages == {"--no-remove", *PACKAGES}
+    assert "create_main_cluster = false" in outcome.stderr
     assert not (tree / ".venv").exists()
+
+
+@pytest.mark.parametrize("status", [0, 5])
+def test_installing_postgresql_makes_no_cluster_and_leaves_no_trace(
+    tree: Path, machine: Path, tmp_path: Path, status: int
+) -> None:
+    install_packages(machine)
+    make_environment(tree)
+    initdb = tmp_path / "usr/lib/postgresql/15/bin/initdb"
+    initdb.rename(tmp_path / "packed")
+    for name in ("tee", "mv"):
+        (machine / name).symlink_to(shutil.which(name) or "")
+    write_program(machine / "id", "echo 0")
+    settings = tmp_path / "etc/postgresql-common/createcluster.d"
+    unpack = f"mv '{tmp_path}/packed' '{initdb}'" if status == 0 else ""
+    write_program(
+        machine / "apt-get",
+        f"""case "$*" in
+update*) ;;
+*' postgresql')
+    cat '{settings}'/* >'{tmp_path}/seen'
+    {unpack}
+    exit {status} ;;
+*) exit 9 ;;
+esac""",
+    )
+    outcome = run(tree, machine, "test")
+    assert outcome.returncode == (7 if status == 0 else 1), outcome.stderr
+    assert (tmp_path / "seen").read_text() == "create_main_cluster = false\n"
+    assert list(settings.iterdir()) == []
 
 
 def test_arguments_and_status_pass_through_unchanged(

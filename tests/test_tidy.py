@@ -197,7 +197,8 @@ def test_only_the_command_line_prints() -> None:
     found = [
         f"{name_of(path)}:{line}"
         for path in list_modules("src")
-        if (SOURCE / "cli") not in path.parents
+        # The reader that lies in repositories is a command line of its own.
+        if (SOURCE / "cli") not in path.parents and path.name != "standalone_reader.py"
         for line in find_prints(path.read_text())
     ]
     assert found == []
