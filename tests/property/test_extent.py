@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,6 +98,46 @@ def test_gaps_are_the_rest_of_the_disk(stream: list[Extent], size: int) -> None:
 @given(streams())
 def test_the_total_counts_each_byte_once(stream: list[Extent]) -> None:
     assert extent.total(stream) == len(places(stream))
+
+
+@given(streams(), st.integers(0, 2**62), sizes, unit_sizes)
+def test_what_holds_at_the_start_of_a_disk_holds_at_any_offset(
+    stream: list[Extent], offset: int, size: int, unit: int
+) -> None:
+    offset -= offset % unit
+
+    def move(extents: Iterable[Extent]) -> list[Extent]:
+        return [Extent(one.start + offset, one.length, one.zero) for one in extents]
+
+    moved = move(stream)
+    assert list(extent.merge(moved)) == move(extent.merge(stream))
+    assert list(extent.clip(moved, size=size + offset)) == move(extent.clip(stream, size=size))
+    assert list(extent.round_out(moved, unit=unit, size=size + offset)) == move(
+        extent.round_out(stream, unit=unit, size=size)
+    )
+    before = [Extent(0, offset)] if offset else []
+    assert list(extent.gaps([*before, *moved], size=size + offset)) == move(
+        extent.gaps(stream, size=size)
+    )
+    for one, far in zip(stream, moved, strict=True):
+        assert list(extent.split(far, unit=unit)) == move(extent.split(one, unit=unit))
+
+
+@given(sizes, unit_sizes)
+def test_nothing_changed_leaves_the_whole_disk_as_a_gap(size: int, unit: int) -> None:
+    assert not list(extent.merge([]))
+    assert not list(extent.clip([], size=size))
+    assert not list(extent.round_out([], unit=unit, size=size))
+    assert list(extent.gaps([], size=size)) == [Extent(0, size)]
+    assert extent.total([]) == 0
+
+
+@given(streams())
+def test_extents_that_overlap_or_go_back_are_a_mistake_of_ours(stream: list[Extent]) -> None:
+    for one in stream:
+        for other in (one, Extent(one.end - 1, 2, zero=True)):
+            with pytest.raises(AssertionError):
+                list(extent.merge([one, other]))
 
 
 @given(st.integers(0, 10**15), st.integers(1, 10**7))

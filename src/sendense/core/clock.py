@@ -64,7 +64,8 @@ class ManualClock:
 
 def format_utc(moment: datetime) -> str:
     """Return ISO 8601 in UTC with microseconds: `2026-01-01T00:00:00.000000Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return in_utc.isoformat("T", "microseconds")[: -len("+00:00")] + "Z"
 
 
 def parse_utc(text: str) -> datetime:

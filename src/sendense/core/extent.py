@@ -82,6 +82,23 @@ def round_out(extents: Iterable[Extent], *, unit: int, size: int) -> Iterator[Ex
         yield Extent(current[0], current[1] - current[0])
 
 
+def mark_zeros(changed: Iterable[Extent], allocated: Iterable[Extent]) -> Iterator[Extent]:
+    """Split changed extents where the disk begins or ceases to read as zeros.
+
+    `allocated` covers the whole disk.
+    """
+    blocks = iter(allocated)
+    block = next(blocks, None)
+    for run in changed:
+        start = run.start
+        while start < run.end:
+            while block is not None and block.end <= start:
+                block = next(blocks, None)
+            end = run.end if block is None else min(run.end, block.end)
+            yield Extent(start, end - start, zero=block is not None and block.zero)
+            start = end
+
+
 def split(extent: Extent, *, unit: int) -> Iterator[Extent]:
     """Cut an extent at the multiples of `unit`."""
     start = extent.start

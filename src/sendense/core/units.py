@@ -1,5 +1,9 @@
 """Sizes. Inside the product every size is an int of bytes."""
 
+import re
+
+from sendense.core.errors import Invalid
+
 SECTOR = 512
 KIB = 1024
 MIB = 1024 * KIB
@@ -29,3 +33,13 @@ def align_down(value: int, unit: int) -> int:
 def align_up(value: int, unit: int) -> int:
     """Return the smallest multiple of `unit` that is not below `value`."""
     return -(-value // unit) * unit
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `10GiB`, `1.5 MiB`, `512KiB` or a bare number name. Raises Invalid."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:[.][0-9]{1,6})?) ?(B|KiB|MiB|GiB|TiB)?", text.strip())
+    if found is None:
+        raise Invalid(
+            f"{text!r} is no size", kind="size-invalid", hint="write it as 512MiB, 10GiB or 2TiB"
+        )
+    return int(float(found[1]) * KIB ** _SUFFIXES.index(found[2] or "B"))

@@ -7,7 +7,6 @@ knows them: without them it cannot tell holes or where an error lies.
 import itertools
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -15,34 +14,18 @@ from sendense.core import units
 from sendense.core.errors import Denied, Invalid, NoSpace, NotFound, SendenseError, Unavailable
 from sendense.core.extent import Extent
 from sendense.nbd import protocol as p
+from sendense.nbd import read as reading
 from sendense.nbd.address import Address
-from sendense.nbd.connection import REPLY_BYTES_MAX, Connection, ExportInfo
+from sendense.nbd.connection import Connection, ExportInfo
+from sendense.nbd.read import Part
 
 TIMEOUT_SECONDS = 60.0  # a loaded hypervisor answers within seconds: after a minute it is gone
+FLUSH_SECONDS_MAX = 1800.0  # a page cache full of writes on a slow disk; also zeros not punched
 STATUS_BYTES_MAX = units.GIB  # one question about extents; longer ones keep some servers busy
 STATUS_REPLY_BYTES_MAX = 16 * units.MIB  # 2 million extents, for a GiB of 512-byte sectors
 ERROR_BYTES_MAX = 64 * units.KIB  # of an error's text
+READ_DEPTH = 4  # for a read longer than the server takes at once
 CHUNKS_PER_REQUEST_MAX = 1 << 16  # of one structured reply: one per sector of a 32 MiB read
-
-
-@dataclass(slots=True)
-class _Read:
-    """A read in flight, rounded out to the server's blocks.
-
-    Attributes:
-        offset: where `data` begins; at or before `wanted`, where the caller's bytes begin.
-        bytes_left: counts down as parts of it come in.
-        parts: (start, end) of what came in, within `data`.
-    """
-
-    offset: int
-    data: bytearray
-    wanted: int
-    length: int
-    bytes_left: int
-    parts: list[tuple[int, int]] = field(default_factory=list)
-    chunks: int = 0
-    failure: SendenseError | None = None
 
 
 class Client:
@@ -112,7 +95,7 @@ class Client:
 
     @property
     def block_size_max(self) -> int:
-        """Longest read or write that one request may ask for."""
+        """Longest read or write that one request may ask for; a multiple of the minimum."""
         return self._info.block_size_max
 
     def __enter__(self) -> Self:
@@ -134,123 +117,120 @@ class Client:
 
     def read(self, offset: int, length: int) -> bytearray:
         """Return `length` bytes. Raises Invalid outside the export, and as `read_many`."""
-        return next(iter(self.read_many([(offset, length)], depth=1)))[1]
+        return next(iter(self.read_many([(offset, length)], depth=READ_DEPTH)))[1]
 
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, depth: int
     ) -> Iterator[tuple[int, bytearray]]:
         """Read many (offset, length); yield (offset, bytes) as they complete, in any order.
 
-        At most `depth` requests are in flight, and as many results held. Exhaust the iterator or
-        close the client: between, the connection carries replies that nobody else understands.
+        What is longer than the server takes at once is asked for in parts. At most `depth` of
+        them are in flight, and one more result than that is held. Exhaust the iterator or close
+        the client: between, the connection carries replies that nobody else understands.
 
         Raises Unavailable (kind `nbd-read-error` where the server could not read), ProtocolError.
         """
         assert depth >= 1, f"{depth} requests in flight"
-        waiting: dict[int, _Read] = {}
-        source = iter(requests)
-        exhausted = False
+        waiting: dict[int, Part] = {}
+        parts = itertools.chain.from_iterable(itertools.starmap(self._cut, requests))
         while True:
-            while not exhausted and len(waiting) < depth:
-                request = next(source, None)
-                if request is None:
-                    exhausted = True
-                else:
-                    cookie, read = self._start_read(*request)
-                    waiting[cookie] = read
+            self._connection.expect_answer()
+            while len(waiting) < depth and (part := next(parts, None)) is not None:
+                waiting[self._send(p.CMD_READ, part.offset, part.length)] = part
             if not waiting:
                 return
-            ended = self._receive_part(waiting)
-            if ended is not None:
-                read = waiting.pop(ended)
-                yield read.wanted, self._complete(read)
+            ended = waiting.pop(self._receive_answer(waiting))
+            self._check_whole(ended)
+            ended.read.parts_left -= 1
+            if not ended.read.parts_left:
+                yield ended.read.offset, ended.read.take()
 
-    def _start_read(self, offset: int, length: int) -> tuple[int, _Read]:
+    def _cut(self, offset: int, length: int) -> list[Part]:
         self._check_request(offset, length)
-        start = units.align_down(offset, self.block_size_min)
-        end = min(units.align_up(offset + length, self.block_size_min), self.size_bytes)
-        self._check_request(start, end - start)
-        cookie = self._send(p.CMD_READ, start, end - start)
-        return cookie, _Read(start, bytearray(end - start), offset, length, end - start)
+        return reading.cut(
+            offset,
+            length,
+            unit=self.block_size_min,
+            most=self.block_size_max,
+            size=self.size_bytes,
+        )
 
-    def _receive_part(self, waiting: dict[int, _Read]) -> int | None:
-        """Receive one reply or chunk; return the cookie of a read that it ends."""
+    def _receive_answer(self, waiting: dict[int, Part]) -> int:
+        """Receive until one of the requests is answered; return its cookie."""
+        while True:
+            ended = self._receive_chunk_of(waiting)
+            if ended is not None:
+                return ended
+            self._connection.check_patience()
+
+    def _receive_chunk_of(self, waiting: dict[int, Part]) -> int | None:
+        """Receive one reply or chunk; return the cookie of a request that it ends."""
         (magic,) = p.REPLY_HEAD.unpack(self._connection.receive(p.REPLY_HEAD.size))
         if magic == p.SIMPLE_REPLY_MAGIC and not self._info.structured:
             return self._receive_simple(waiting)
         if magic != p.CHUNK_MAGIC:
             raise self._connection.broken(f"sent a reply with the magic {magic:#x}")
         flags, kind, cookie, length = p.CHUNK.unpack(self._connection.receive(p.CHUNK.size))
-        read = self._find(waiting, cookie)
-        read.chunks += 1
-        if read.chunks > CHUNKS_PER_REQUEST_MAX:
+        part = self._find(waiting, cookie)
+        part.chunks += 1
+        if part.chunks > CHUNKS_PER_REQUEST_MAX:
             raise self._connection.broken("does not come to an end with a read")
         if kind == p.CHUNK_OFFSET_DATA:
-            self._receive_data(read, length)
+            self._receive_data(part, length)
         elif kind == p.CHUNK_OFFSET_HOLE:
-            self._receive_hole(read, length)
+            self._receive_hole(part, length)
         elif kind & p.CHUNK_ERROR:
-            read.failure = read.failure or self._receive_error(length, f"read at {read.offset}")
+            part.failure = part.failure or self._receive_error(length, f"read at {part.offset}")
         elif kind != p.CHUNK_NONE or length:
             raise self._connection.broken(f"sent a chunk of type {kind} for a read")
         return cookie if flags & p.CHUNK_FLAG_DONE else None
 
-    def _receive_simple(self, waiting: dict[int, _Read]) -> int:
+    def _receive_simple(self, waiting: dict[int, Part]) -> int:
         code, cookie = p.SIMPLE_REPLY.unpack(self._connection.receive(p.SIMPLE_REPLY.size))
-        read = self._find(waiting, cookie)
+        part = self._find(waiting, cookie)
         if code:
-            read.failure = self._failure(code, f"read at {read.offset}", "")
+            part.failure = self._failure(code, f"read at {part.offset}", "")
         else:
-            self._connection.receive_into(memoryview(read.data))
-            read.bytes_left, read.parts = 0, [(0, len(read.data))]
+            self._connection.receive_into(self._place(part, part.offset, part.length))
         return int(cookie)
 
-    def _receive_data(self, read: _Read, length: int) -> None:
+    def _receive_data(self, part: Part, length: int) -> None:
         size = length - p.U64.size
-        if size <= 0 or size > len(read.data):
+        if not 0 < size <= part.length:
             raise self._connection.broken(f"sent a chunk of {length} bytes for a read")
         (offset,) = p.U64.unpack(self._connection.receive(p.U64.size))
-        start = self._place(read, offset, size)
-        self._connection.receive_into(memoryview(read.data)[start : start + size])
+        self._connection.receive_into(self._place(part, offset, size))
 
-    def _receive_hole(self, read: _Read, length: int) -> None:
+    def _receive_hole(self, part: Part, length: int) -> None:
         if length != p.HOLE.size:
             raise self._connection.broken(f"sent a hole of {length} bytes")
         offset, size = p.HOLE.unpack(self._connection.receive(p.HOLE.size))
-        self._place(read, offset, size)  # the buffer is zero from the start
+        self._place(part, offset, size)  # the buffer is zero from the start
 
-    def _place(self, read: _Read, offset: int, size: int) -> int:
-        """Return where in the buffer a part belongs; count it."""
-        start: int = offset - read.offset
-        if start < 0 or size <= 0 or start + size > len(read.data) or size > read.bytes_left:
+    def _place(self, part: Part, offset: int, size: int) -> memoryview:
+        view = part.place(offset, size)
+        if view is None:
             raise self._connection.broken(
-                f"sent {size} bytes at {offset}, more than was asked for at {read.offset}"
+                f"sent {size} bytes at {offset}, more than was asked for at {part.offset}"
             )
-        read.bytes_left -= size
-        read.parts.append((start, start + size))
-        return start
+        return view
 
-    def _complete(self, read: _Read) -> bytearray:
-        if read.failure is not None:
-            raise read.failure
-        if read.bytes_left:
+    def _check_whole(self, part: Part) -> None:
+        if part.failure is not None:
+            raise part.failure
+        if part.bytes_left:
             raise self._connection.broken(
-                f"left out {read.bytes_left} bytes of a read at {read.offset}"
+                f"left out {part.bytes_left} bytes of a read at {part.offset}"
             )
         # As many bytes came as were asked for: none is missing unless some came twice.
-        read.parts.sort()
-        if any(end != start for (_, end), (start, _) in itertools.pairwise(read.parts)):
-            raise self._connection.broken(f"sent bytes of a read at {read.offset} twice")
-        if len(read.data) == read.length:
-            return read.data
-        begin = read.wanted - read.offset
-        return read.data[begin : begin + read.length]
+        if len(part.placed) > 1 and part.has_doubles():
+            raise self._connection.broken(f"sent bytes of a read at {part.offset} twice")
 
-    def _find(self, waiting: dict[int, _Read], cookie: int) -> _Read:
-        read = waiting.get(cookie)
-        if read is None:
+    def _find(self, waiting: dict[int, Part], cookie: int) -> Part:
+        part = waiting.get(cookie)
+        if part is None:
             raise self._connection.broken("answers a request that nobody made")
-        return read
+        return part
 
     # Extents.
 
@@ -297,6 +277,7 @@ class Client:
 
     def _ask_status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
         """Return (length, flags) from `offset` on; they may end before `length`."""
+        self._connection.expect_answer()
         cookie = self._send(p.CMD_BLOCK_STATUS, offset, length)
         found: list[tuple[int, int]] = []
         failure: SendenseError | None = None
@@ -337,10 +318,10 @@ class Client:
         Raises NoSpace, Denied (read-only), Invalid outside the export, and Unavailable.
         """
         view = memoryview(data)
+        self._check_request(offset, len(view))
         self._require_writable(offset, len(view))
         for begin in range(0, len(view), self.block_size_max):
             part = view[begin : begin + self.block_size_max]
-            self._check_request(offset + begin, len(part))
             self._command(p.CMD_WRITE, offset + begin, len(part), part)
 
     def zero(self, offset: int, length: int) -> None:
@@ -354,16 +335,19 @@ class Client:
     def flush(self) -> None:
         """Make durable what was written. Raises as `write`."""
         if self._info.flags & p.EXPORT_FLUSH:
-            self._command(p.CMD_FLUSH, 0, 0)
+            with self._connection.patient(FLUSH_SECONDS_MAX):
+                self._command(p.CMD_FLUSH, 0, 0)
 
     def _in_parts(self, command: int, flag: int, offset: int, length: int) -> None:
+        self._check_request(offset, length)
         self._require_writable(offset, length)
         if not self._info.flags & flag:
             raise Invalid(f"export {self._address.export!r} cannot do this", kind="nbd-unable")
         end = offset + length
         while offset < end:
             part = min(end - offset, STATUS_BYTES_MAX)
-            self._command(command, offset, part)
+            with self._connection.patient(FLUSH_SECONDS_MAX):
+                self._command(command, offset, part)
             offset += part
 
     def _command(
@@ -371,6 +355,7 @@ class Client:
     ) -> None:
         """Send a command that is answered without data, and wait for it."""
         what = f"command {command} at {offset}"
+        self._connection.expect_answer()
         cookie = self._send(command, offset, length, data)
         (magic,) = p.REPLY_HEAD.unpack(self._connection.receive(p.REPLY_HEAD.size))
         if magic == p.SIMPLE_REPLY_MAGIC:
@@ -411,11 +396,6 @@ class Client:
                 f"{length} bytes at {offset} are not within the {self.size_bytes} of the export",
                 kind="nbd-out-of-range",
             )
-        if length > min(self.block_size_max, REPLY_BYTES_MAX):
-            raise Invalid(
-                f"{length} bytes at once are more than {self.block_size_max}",
-                kind="nbd-request-too-long",
-            )
 
     def _send(self, command: int, offset: int, length: int, data: memoryview | None = None) -> int:
         self._cookie += 1
@@ -438,6 +418,8 @@ class Client:
         if answered != cookie:
             raise self._connection.broken("answers a request that nobody made")
         done = bool(flags & p.CHUNK_FLAG_DONE)
+        if not done:
+            self._connection.check_patience()
         if kind & p.CHUNK_ERROR:
             return kind, self._receive_error(length, what), done
         if length > STATUS_REPLY_BYTES_MAX:

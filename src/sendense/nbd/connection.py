@@ -9,7 +9,8 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sendense.core import units
@@ -21,6 +22,8 @@ REPLY_BYTES_MAX = 32 * units.MIB  # the protocol asks every server to bear this 
 OPTION_BYTES_MAX = units.MIB  # of one reply while negotiating; real ones take some hundred bytes
 OPTION_REPLIES_MAX = 10_000  # of one option: a server may list that many exports
 RECEIVE_BUFFER_BYTES = 4 * units.MIB  # measured: some requests of 1 MiB wait in it without a stall
+EXPORT_BYTES_MAX = (1 << 63) - 1  # the protocol's limit, and that of every file system
+ANSWER_PATIENCE = 10  # times the limit of a wait: a server that trickles is not alive for ever
 _TEXT_SHOWN_MAX = 200  # of what a server says in its own words
 
 
@@ -46,9 +49,12 @@ class ExportInfo:
 class Connection:
     """A connected socket. Used by one thread; only `close` may come from another."""
 
-    def __init__(self, connected: socket.socket, peer: str) -> None:
+    def __init__(self, connected: socket.socket, peer: str, *, timeout_seconds: float) -> None:
         self._socket = connected
         self._peer = peer
+        self._timeout_seconds = timeout_seconds
+        self._answer_seconds_max = ANSWER_PATIENCE * timeout_seconds
+        self._answer_by = time.monotonic() + self._answer_seconds_max
         self._closed = threading.Event()
 
     @classmethod
@@ -59,12 +65,12 @@ class Connection:
         peer = address.socket_path or f"{address.host}:{address.port}"
         try:
             connected = _connect(address, timeout_seconds)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a name that can be no host's
+            reason = getattr(error, "strerror", None) or error
             raise Unavailable(
-                f"NBD server {peer} cannot be reached: {error.strerror or error}",
-                kind="nbd-unreachable",
+                f"NBD server {peer} cannot be reached: {reason}", kind="nbd-unreachable"
             ) from error
-        connection = cls(connected, peer)
+        connection = cls(connected, peer, timeout_seconds=timeout_seconds)
         try:
             connection._greet()
             if tls is not None:
@@ -76,13 +82,36 @@ class Connection:
 
     # Bytes.
 
-    def send(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Send all parts. Raises Unavailable."""
+    def expect_answer(self) -> None:
+        """Begin to wait for an answer, which must be whole within ANSWER_PATIENCE waits."""
+        self._answer_by = time.monotonic() + self._answer_seconds_max
+
+    @contextlib.contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Wait longer for answers within the context."""
+        before = self._answer_seconds_max
+        self._answer_seconds_max = max(seconds, before)
         try:
-            for part in parts:
-                self._socket.sendall(part)
-        except (OSError, ValueError) as error:
-            raise self._lost(error) from error
+            with contextlib.suppress(OSError):  # closed; what follows will say so
+                self._socket.settimeout(max(seconds, self._timeout_seconds))
+            yield
+        finally:
+            self._answer_seconds_max = before
+            with contextlib.suppress(OSError):
+                self._socket.settimeout(self._timeout_seconds)
+
+    def send(self, *parts: bytes | bytearray | memoryview) -> None:
+        """Send all parts. Raises Unavailable where the server goes away or stops to take them."""
+        for part in parts:
+            view, done = memoryview(part), 0
+            while done < len(view):
+                try:
+                    # Not sendall: the limit of a wait would be that of the whole.
+                    done += self._socket.send(view[done:])
+                except (OSError, ValueError) as error:
+                    raise self._lost(error) from error
+                if done < len(view):
+                    self.check_patience()
 
     def receive_into(self, view: memoryview) -> None:
         """Fill the view. Raises Unavailable where the server goes away or is silent too long."""
@@ -95,6 +124,13 @@ class Connection:
             if count == 0:
                 raise self._lost(None)
             done += count
+            if done < len(view):
+                self.check_patience()
+
+    def check_patience(self) -> None:
+        """Raise Unavailable where the answer has not been whole for too long."""
+        if time.monotonic() > self._answer_by:
+            raise self._lost(TimeoutError())
 
     def receive(self, length: int) -> bytes:
         """Return exactly `length` bytes; the caller has bounded it."""
@@ -165,6 +201,8 @@ class Connection:
                     sizes = self._check_block_sizes(p.BLOCK_SIZE_INFO.unpack(payload)[1:])
         if size is None:
             raise self.broken(f"did not tell the size of export {export!r}")
+        if size > EXPORT_BYTES_MAX:
+            raise self.broken(f"claims that export {export!r} is {size} bytes long")
         return ExportInfo(size, flags, *sizes, structured=structured, contexts=agreed)
 
     def _greet(self) -> None:
@@ -181,6 +219,8 @@ class Connection:
             raise self._refused("offers no TLS", kind, payload)
         try:
             self._socket = tls.wrap_socket(self._socket, server_hostname=address.host)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise self._lost(error) from error
         except ssl.SSLError as error:
             raise Denied(
                 f"no trusted TLS connection to NBD server {self._peer}: {error.reason}",
@@ -204,6 +244,7 @@ class Connection:
 
     def _ask(self, option: int, data: bytes = b"") -> list[tuple[int, bytes]]:
         """Return all replies to an option; the last is an ACK or an error."""
+        self.expect_answer()
         self.send(p.OPTION_HEAD.pack(p.OPTION_MAGIC, option, len(data)) + data)
         replies: list[tuple[int, bytes]] = []
         while len(replies) < OPTION_REPLIES_MAX:
@@ -216,13 +257,14 @@ class Connection:
             replies.append((kind, self.receive(length)))
             if kind == p.REP_ACK or kind & p.REP_ERROR:
                 return replies
+            self.check_patience()
         raise self.broken("does not come to an end while negotiating")
 
     def _check_block_sizes(self, sizes: tuple[int, ...]) -> tuple[int, int, int]:
         least, preferred, most = sizes
         if least == 0 or least & (least - 1) or least > units.MIB or most < least:
             raise self.broken(f"demands blocks of {least} to {most} bytes")
-        return least, preferred, min(most, REPLY_BYTES_MAX)
+        return least, preferred, units.align_down(min(most, REPLY_BYTES_MAX), least)
 
     def _parse_name(self, payload: bytes) -> str:
         length = p.U32.unpack_from(payload)[0] if len(payload) >= p.U32.size else -1

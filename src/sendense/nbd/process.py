@@ -4,25 +4,22 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import stat
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sendense.core.errors import Conflict, Denied, Invalid, NotFound, SendenseError, Unavailable
+from sendense.nbd import folder
 from sendense.nbd.address import Address
 
 START_SECONDS_MAX = 20.0  # it takes 30 ms; a loaded machine or a slow NFS server takes longer
 STOP_SECONDS_MAX = 10.0  # it flushes the image when told to end
 CLIENTS_MAX = 16
-ORPHAN_SECONDS_MIN = 60.0  # far above the time between making a folder and locking it
-_FOLDER_PREFIX = "sendense-nbd-"
 _POLL_SECONDS = 0.005
 _STDERR_BYTES_MAX = 4096
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -54,42 +51,18 @@ def serve_image(
     Raises Conflict, kind `image-in-use`; NotFound, kind `image-missing`; Denied, kind
     `image-denied`; Invalid, kind `image-broken`; Unavailable where qemu-nbd cannot be run.
     """
-    _remove_orphans()
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))  # 0700: nobody else may connect
-    owned = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # The kernel drops the lock with this process, however that ends; see _remove_orphans.
-        fcntl.flock(owned, fcntl.LOCK_EX)
+    with folder.open_private() as place:
         _refuse_written(path)
-        socket_path = folder / "nbd.sock"
-        errors = folder / "stderr"
+        socket_path = place / "nbd.sock"
+        errors = place / "stderr"
         process = _start(path, image_format, socket_path, errors, writable=writable)
         try:
             _wait_until_listening(process, socket_path, errors, path)
             if allow is not None:
-                _check_opened(process.pid, path, own=folder.resolve(), allow=allow)
+                _check_opened(process.pid, path, own=place.resolve(), allow=allow)
             yield Address(socket_path=str(socket_path))
         finally:
             _stop(process)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(owned)
-
-
-def _remove_orphans() -> None:
-    """Remove the folders of processes that were killed: nobody locks them any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, in use, or gone meanwhile
-            facts = folder.lstat()
-            if facts.st_uid != os.geteuid() or time.time() - facts.st_mtime < ORPHAN_SECONDS_MIN:
-                continue
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            found = os.open(folder, flags)
-            try:
-                fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(found)
 
 
 def _start(
@@ -125,7 +98,7 @@ def _start(
 
 
 def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # pragma: no cover - runs in the child only
 
 
 def _wait_until_listening(
@@ -151,17 +124,26 @@ def _wait_until_listening(
 
 def _check_opened(pid: int, path: Path, *, own: Path, allow: Callable[[str], object]) -> None:
     """Ask `allow` for every file and block device that the process holds open."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            name = str(entry.readlink())
-            mode = entry.stat().st_mode
-        except FileNotFoundError:
-            continue  # closed meanwhile
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)) or Path(name).parent == own:
+    for name in _list_opened(pid, path):
+        if Path(name).parent == own:
             continue
         if name.endswith(" (deleted)"):
             raise Unavailable(f"image {path} was replaced meanwhile", kind="snapshot-lost")
         allow(name)
+
+
+def _list_opened(pid: int, path: Path) -> list[str]:
+    found = []
+    try:
+        entries = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError as error:
+        raise Unavailable(f"qemu-nbd ended while it opened {path}", kind="source-silent") from error
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            mode = entry.stat().st_mode
+            if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+                found.append(str(entry.readlink()))
+    return found
 
 
 def _refuse_written(path: Path) -> None:

@@ -5,18 +5,21 @@ buffers. What a client sends is bounded before memory is given to it.
 """
 
 import contextlib
+import itertools
+import logging
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from typing import Self, TypeVar
 
 from sendense.core import units
 from sendense.core.errors import NoSpace, SendenseError
 from sendense.nbd import protocol as p
+from sendense.nbd.export import DescribedExport, Export, WritableExport
 
 REQUEST_BYTES_MAX = 32 * units.MIB  # what the protocol lets every client rely on
 OPTION_BYTES_MAX = 64 * units.KIB  # names are at most 4 KiB; a list of contexts has some of them
@@ -24,55 +27,19 @@ OPTIONS_MAX = 1000  # of one connection, before an export is chosen
 CONNECTIONS_MAX = 64  # a thread each; clients of ours use four
 EXTENTS_PER_REPLY_MAX = 1 << 16  # 512 KiB; the client asks on behind the last one
 SEND_BUFFER_BYTES = 4 * units.MIB
+NEGOTIATE_SECONDS_MAX = 60.0  # of every wait before an export is open; then a client may be idle
+ACCEPT_PAUSE_SECONDS_MIN = 0.05  # doubled with each failure: descriptors run out for a while
+ACCEPT_PAUSE_SECONDS_MAX = 1.0
 CLOSE_SECONDS_MAX = 10.0  # a read of the export that hangs longer is left to its daemon thread
 
 
+_log = logging.getLogger(__name__)
+
+# Of each command's flags those that it may have; others were not offered.
+_FLAGS = {p.CMD_READ: p.CMD_FLAG_DF, p.CMD_WRITE_ZEROES: p.CMD_FLAG_NO_HOLE}
+_FLAGS[p.CMD_BLOCK_STATUS] = p.CMD_FLAG_REQ_ONE
+
 ResultT = TypeVar("ResultT")
-
-
-@runtime_checkable
-class Export(Protocol):
-    """What is served. Called from several threads at once."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Size; constant while it is served."""
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes. A SendenseError or OSError becomes the client's error."""
-        ...
-
-
-@runtime_checkable
-class DescribedExport(Export, Protocol):
-    """An export that tells about its extents."""
-
-    @property
-    def contexts(self) -> Sequence[str]:
-        """Names of metadata contexts, e.g. `base:allocation`."""
-        ...
-
-    def list_extents(self, context: str, offset: int, length: int) -> Iterable[tuple[int, int]]:
-        """Yield (length, flags) from `offset` on, without gaps; at least one, at most `length`."""
-        ...
-
-
-@runtime_checkable
-class WritableExport(Export, Protocol):
-    """An export that clients may write."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Write bytes; a NoSpace becomes the client's error for a full disk."""
-        ...
-
-    def zero(self, offset: int, length: int) -> None:
-        """Make a range read as zeros."""
-        ...
-
-    def flush(self) -> None:
-        """Make durable what was written."""
-        ...
 
 
 class Server:
@@ -100,7 +67,7 @@ class Server:
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
-        self._closing = False
+        self._closing = threading.Event()
         self._acceptor: threading.Thread | None = None
 
     @property
@@ -133,20 +100,19 @@ class Server:
     def close(self) -> None:
         """Stop listening, end all connections and wait for their threads. Idempotent."""
         with self._lock:
-            self._closing = True
+            self._closing.set()
             connections = list(self._connections.items())
-        if self._listener is not None:
+            for connected, _ in connections:
+                with contextlib.suppress(OSError):
+                    connected.shutdown(socket.SHUT_RDWR)
+        if self._listener is not None and self._acceptor is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             self._listener.close()
-            if self._acceptor is not None:
-                self._acceptor.join(CLOSE_SECONDS_MAX)
+            self._acceptor.join(CLOSE_SECONDS_MAX)
             if self._socket_path is not None:
                 Path(self._socket_path).unlink(missing_ok=True)
             self._listener = None
-        for connected, _ in connections:
-            with contextlib.suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
         for _, thread in connections:
             thread.join(CLOSE_SECONDS_MAX)
 
@@ -163,20 +129,33 @@ class Server:
         self.close()
 
     def _accept(self, listener: socket.socket) -> None:
+        pause = ACCEPT_PAUSE_SECONDS_MIN
         while True:
             try:
                 connected, _ = listener.accept()
-            except OSError:
-                return  # closed
-            thread = threading.Thread(
-                target=self._serve, args=(connected,), name="nbd-serve", daemon=True
-            )
+                self._adopt(connected)
+            except (OSError, RuntimeError) as error:  # the latter: no thread could be started
+                if self._closing.wait(pause):
+                    return
+                if pause == ACCEPT_PAUSE_SECONDS_MIN:  # once for a row of failures
+                    _log.warning("NBD server cannot take connections, tries again: %s", error)
+                pause = min(2 * pause, ACCEPT_PAUSE_SECONDS_MAX)
+            else:
+                pause = ACCEPT_PAUSE_SECONDS_MIN
+
+    def _adopt(self, connected: socket.socket) -> None:
+        """Serve a connection in a thread of its own, or close it."""
+        thread = threading.Thread(
+            target=self._serve, args=(connected,), name="nbd-serve", daemon=True
+        )
+        with contextlib.ExitStack() as refused:
+            refused.callback(connected.close)
             with self._lock:
-                if self._closing or len(self._connections) >= CONNECTIONS_MAX:
-                    connected.close()
-                    continue
+                if self._closing.is_set() or len(self._connections) >= CONNECTIONS_MAX:
+                    return
+                thread.start()  # before `close` may see it, which joins what it sees
                 self._connections[connected] = thread
-            thread.start()
+            refused.pop_all()
 
     def _serve(self, connected: socket.socket) -> None:
         try:
@@ -184,8 +163,9 @@ class Server:
             with contextlib.suppress(OSError, _Broken):
                 _Conversation(connected, self._exports).run()
         finally:
-            connected.close()
             with self._lock:
+                # Under the lock: `close` must not shut down a descriptor that is another's by then.
+                connected.close()
                 self._connections.pop(connected, None)
 
 
@@ -216,10 +196,14 @@ class _Conversation:
         self._described: Export | None = None  # the export that the contexts were agreed for
         with contextlib.suppress(OSError):
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            # The kernel notices a client whose machine is gone; it would hold its thread for ever.
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def run(self) -> None:
+        self._socket.settimeout(NEGOTIATE_SECONDS_MAX)
         export = self._negotiate()
         if export is not None:
+            self._socket.settimeout(None)
             while self._answer(export):
                 pass
 
@@ -251,7 +235,7 @@ class _Conversation:
         if export is None:
             raise _Broken
         padding = bytes(124) if padded else b""
-        head = struct.pack(">QH", export.size_bytes, _flags(export))
+        head = struct.pack(">QH", export.size_bytes, _flags(export, structured=self._structured))
         self._socket.sendall(head + padding)
         return export
 
@@ -301,7 +285,9 @@ class _Conversation:
         if export is None:
             self._reply(option, p.REP_ERR_UNKNOWN)
             return None
-        info = p.EXPORT_INFO.pack(p.INFO_EXPORT, export.size_bytes, _flags(export))
+        info = p.EXPORT_INFO.pack(
+            p.INFO_EXPORT, export.size_bytes, _flags(export, structured=self._structured)
+        )
         self._reply(option, p.REP_INFO, info)
         sizes = p.BLOCK_SIZE_INFO.pack(p.INFO_BLOCK_SIZE, 1, 64 * units.KIB, REQUEST_BYTES_MAX)
         self._reply(option, p.REP_INFO, sizes)
@@ -331,17 +317,14 @@ class _Conversation:
             if length > REQUEST_BYTES_MAX:
                 raise _Broken  # what follows cannot be told from the next request
             data = self._receive(length)
-        if offset + length > export.size_bytes or (
-            command == p.CMD_READ and length > REQUEST_BYTES_MAX
-        ):
+        request = _Request(flags, command, cookie, offset, length, data)
+        if not _makes_sense(request, export.size_bytes):
             self._fail(cookie, p.ERROR_INVALID)
             return True
         try:
-            self._carry_out(export, _Request(flags, command, cookie, offset, length, data))
+            self._carry_out(export, request)
         except NoSpace:
             self._fail(cookie, p.ERROR_NO_SPACE)
-        except _Broken:
-            raise
         except (SendenseError, _ExportError):
             self._fail(cookie, p.ERROR_IO)
         return True
@@ -382,8 +365,9 @@ class _Conversation:
         replies = []
         for number, context in self._contexts.items():
             payload = bytearray(p.U32.pack(number))
-            extents = _list_extents(export, context, request.offset, request.length)
-            for extent_length, flags in extents[:most]:
+            extents = _list_extents(export, context, request, most=most)
+            assert extents, f"the export tells nothing about {context} at {request.offset}"
+            for extent_length, flags in extents:
                 payload += p.STATUS.pack(extent_length, flags)
             replies.append(payload)
         for payload in replies:
@@ -394,10 +378,8 @@ class _Conversation:
     def _send_all(self, head: bytes, data: bytes) -> None:
         """Send both in one system call where the socket takes them."""
         sent = self._socket.sendmsg([head, data])
-        if sent < len(head):
-            self._socket.sendall(head[sent:])
-            sent = len(head)
-        self._socket.sendall(memoryview(data)[sent - len(head) :])
+        if sent < len(head) + len(data):
+            self._socket.sendall(memoryview(head + data)[sent:])
 
     def _succeed(self, cookie: int) -> None:
         self._socket.sendall(_simple(cookie, 0))
@@ -434,13 +416,27 @@ def _guard(call: Callable[[], ResultT]) -> ResultT:
 
 
 def _list_extents(
-    export: DescribedExport, context: str, offset: int, length: int
+    export: DescribedExport, context: str, request: _Request, *, most: int
 ) -> list[tuple[int, int]]:
-    return _guard(lambda: list(export.list_extents(context, offset, length)))
+    def take() -> list[tuple[int, int]]:
+        extents = export.list_extents(context, request.offset, request.length)
+        return list(itertools.islice(extents, most))
+
+    return _guard(take)
 
 
-def _flags(export: Export) -> int:
+def _makes_sense(request: _Request, size_bytes: int) -> bool:
+    if request.flags & ~_FLAGS.get(request.command, 0):
+        return False
+    if request.command == p.CMD_READ and not 0 < request.length <= REQUEST_BYTES_MAX:
+        return False
+    return request.offset + request.length <= size_bytes
+
+
+def _flags(export: Export, *, structured: bool) -> int:
     flags = p.EXPORT_HAS_FLAGS | p.EXPORT_MULTI_CONN
+    if structured:
+        flags |= p.EXPORT_DF  # each read is answered in one piece anyway
     if isinstance(export, WritableExport):
         return flags | p.EXPORT_FLUSH | p.EXPORT_TRIM | p.EXPORT_WRITE_ZEROES
     return flags | p.EXPORT_READ_ONLY

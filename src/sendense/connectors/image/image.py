@@ -1,19 +1,22 @@
 """What one image file or block device is: size, identity, and every file it is made of."""
 
+import contextlib
+import errno
 import json
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sendense.connectors.config import PathPolicy
+from sendense.connectors.image import header
 from sendense.connectors.image.config import QCOW2, RAW, ImageDisk
 from sendense.core import units
 from sendense.core.errors import Conflict, Denied, Invalid, NotFound, SendenseError, Unavailable
 
-QCOW2_MAGIC = b"QFI\xfb"
 BACKING_FILES_MAX = 64  # deeper chains are a mistake; each costs an open file
 INFO_SECONDS_MAX = 30.0  # qemu-img reads some headers; a dead NFS server hangs for ever
 
@@ -24,7 +27,8 @@ class Image:
 
     Attributes:
         path: with all links resolved.
-        stamp: changes when one of its files was written: sizes and times of all of them.
+        stamp: changes when one of its files was written or replaced: identities, sizes and times
+            of files; of a block device the writes that reached it, which lag behind a page cache.
     """
 
     path: Path
@@ -48,90 +52,109 @@ def inspect(disk: ImageDisk, resolve: PathPolicy, *, shared: bool = False) -> Im
     Raises NotFound, Denied, Invalid, Conflict or Unavailable.
     """
     path = resolve(disk.path)
-    facts = _look(path)
     if disk.image_format == QCOW2:
         return _inspect_qcow2(path, resolve, shared=shared)
-    if not disk.stated and not stat.S_ISBLK(facts.st_mode) and _starts_like_qcow2(path):
-        raise Invalid(
-            f"image {path} starts like qcow2 but no format is stated",
-            hint='write the disk as {"path": …, "format": "qcow2"}, or "raw" if it is one',
-            kind="image-format-unclear",
-        )
-    size = _size(path, facts)
+    facts = _look(path)
+    with _open(path) as file:
+        if not disk.stated and stat.S_ISREG(facts.st_mode) and _starts_like_qcow2(file):
+            raise Invalid(
+                f"image {path} starts like qcow2 but no format is stated",
+                hint='write the disk as {"path": …, "format": "qcow2"}, or "raw" if it is one',
+                kind="image-format-unclear",
+            )
+        size = file.seek(0, os.SEEK_END)  # which a block device's entry does not tell
+    return Image(path, RAW, _check_size(path, size), _stamp([path]))
+
+
+def _check_size(path: Path, size: int) -> int:
     if size == 0 or size % units.SECTOR:
         raise Invalid(
             f"image {path} is {size} bytes long, not a positive multiple of {units.SECTOR}",
             kind="image-size-odd",
         )
-    return Image(path, RAW, size, _stamp([path]))
+    return size
 
 
 def _look(path: Path) -> os.stat_result:
     try:
         facts = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"image {path} does not exist", kind="image-missing") from error
-    except PermissionError as error:
-        raise Denied(f"image {path} may not be read", kind="image-denied") from error
     except OSError as error:
-        raise Unavailable(f"image {path}: {error.strerror}", kind="source-silent") from error
-    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISBLK(facts.st_mode)):
-        raise Invalid(f"image {path} is neither a file nor a block device", kind="image-broken")
+        raise _explain_system(path, error) from error
+    _check_kind(path, facts)
     return facts
 
 
-def _size(path: Path, facts: os.stat_result) -> int:
-    if stat.S_ISREG(facts.st_mode):
-        return facts.st_size
-    with _open(path) as descriptor:
-        return descriptor.seek(0, os.SEEK_END)
+def _check_kind(path: Path, facts: os.stat_result) -> None:
+    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISBLK(facts.st_mode)):
+        raise Invalid(f"image {path} is neither a file nor a block device", kind="image-broken")
 
 
-def _open(path: Path) -> BinaryIO:
+def _explain_system(path: Path, error: OSError) -> SendenseError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFound(f"image {path} does not exist", kind="image-missing")
+    if isinstance(error, PermissionError):
+        return Denied(f"image {path} may not be read", kind="image-denied")
+    if error.errno == errno.ELOOP:
+        return Invalid(f"image {path} leads into a circle of links", kind="image-broken")
+    return Unavailable(f"image {path}: {error.strerror}", kind="source-silent")
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that was looked at; what fails within is explained like the opening."""
     try:
-        return path.open("rb")
-    except PermissionError as error:
-        raise Denied(f"image {path} may not be read", kind="image-denied") from error
+        # Without waiting: a pipe may have taken the file's place since.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
+            _check_kind(path, os.fstat(descriptor))
+            yield file
     except OSError as error:
-        raise Unavailable(f"image {path}: {error.strerror}", kind="source-silent") from error
+        raise _explain_system(path, error) from error
 
 
-def _starts_like_qcow2(path: Path) -> bool:
-    with _open(path) as file:
-        return file.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+def _starts_like_qcow2(file: BinaryIO) -> bool:
+    return file.read(len(header.MAGIC)) == header.MAGIC
 
 
 def _inspect_qcow2(path: Path, resolve: PathPolicy, *, shared: bool) -> Image:
-    """Walk down the chain one header at a time, so that nothing is opened before it is allowed."""
-    files = [path]
-    image_format = QCOW2
-    size: int | None = None
-    current: Path | None = path
-    while current is not None:
+    """Allow all files of a chain by their headers alone; only then let QEMU look at them."""
+    links, data_files = _walk(path, resolve)
+    infos = [_ask_qemu_img(file, kind, shared=shared) for file, kind in links]
+    files = [file for file, _ in links] + data_files
+    return Image(path, QCOW2, _check_size(path, int(infos[0]["virtual-size"])), _stamp(files))
+
+
+def _walk(path: Path, resolve: PathPolicy) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """Return the files of a chain with their formats, from the top, and those with its data.
+
+    One header at a time, so that nothing is opened before it is allowed.
+    """
+    links: list[tuple[Path, str]] = []
+    data_files: list[Path] = []
+    current, image_format = path, QCOW2
+    while True:
         _look(current)
-        info = _ask_qemu_img(current, image_format, shared=shared)
-        size = int(info["virtual-size"]) if size is None else size
-        data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
-        if data_file is not None:
-            files.append(_allow(data_file, current, resolve))
-        backing = info.get("full-backing-filename") or info.get("backing-filename")
-        if backing is None:
-            break
-        image_format = info.get("backing-filename-format") or ""
+        links.append((current, image_format))
+        if image_format == RAW:
+            return links, data_files
+        with _open(current) as file:
+            found = header.read(file, str(current))
+        if found.data_file is not None:
+            data_files.append(_allow_data_file(found.data_file, current, resolve))
+        if found.backing_file is None:
+            return links, data_files
+        image_format = found.backing_format or ""
         if image_format not in {RAW, QCOW2}:
             raise Invalid(
                 f"image {current} does not say the format of its backing file",
                 hint="qemu-img rebase -u -F FORMAT -b FILE IMAGE writes it down",
                 kind="image-format-unclear",
             )
-        current = _allow(backing, current, resolve)
-        if len(files) >= BACKING_FILES_MAX or current in files:
+        current = _allow(found.backing_file, current, resolve)
+        if len(links) >= BACKING_FILES_MAX or current in {file for file, _ in links}:
             raise Invalid(
                 f"image {path} has too deep a chain of backing files", kind="image-broken"
             )
-        files.append(current)
-    assert size is not None, "the first header told it"
-    return Image(path, QCOW2, size, _stamp(files))
 
 
 def _allow(name: str, owner: Path, resolve: PathPolicy) -> Path:
@@ -141,7 +164,21 @@ def _allow(name: str, owner: Path, resolve: PathPolicy) -> Path:
             f"image {owner} refers to {name[:200]!r}, which is no plain file",
             kind="path-not-allowed",
         )
-    return resolve(os.path.normpath(owner.parent / name))
+    # With links followed before "..": as the kernel does, to which QEMU gives the name.
+    return resolve(os.path.realpath(owner.parent / name))
+
+
+def _allow_data_file(name: str, owner: Path, resolve: PathPolicy) -> Path:
+    path = _allow(name, owner, resolve)
+    if not name.startswith("/"):
+        raise Invalid(
+            f"image {owner} names its data file {name[:200]!r} without a folder",
+            hint="QEMU looks for it wherever it was started: copy both into one image by "
+            "`qemu-img convert -O qcow2`, run in the data file's folder",
+            kind="image-broken",
+        )
+    _look(path)
+    return path
 
 
 def _ask_qemu_img(path: Path, image_format: str, *, shared: bool) -> dict[str, Any]:
@@ -150,7 +187,13 @@ def _ask_qemu_img(path: Path, image_format: str, *, shared: bool) -> dict[str, A
     command += ["--", str(path)]
     try:
         done = subprocess.run(
-            command, capture_output=True, timeout=INFO_SECONDS_MAX, check=False, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=INFO_SECONDS_MAX,
+            check=False,
+            encoding="utf-8",
+            errors="replace",  # names of files come back as their bytes
         )
     except FileNotFoundError as error:
         raise Unavailable(
@@ -180,5 +223,23 @@ def _explain(path: Path, text: str) -> SendenseError:
 
 
 def _stamp(files: list[Path]) -> str:
-    facts = [path.stat() for path in files]
-    return ",".join(f"{one.st_size}:{one.st_mtime_ns}:{one.st_ctime_ns}" for one in facts)
+    return ",".join(_fingerprint(_look(path)) for path in files)
+
+
+def _fingerprint(facts: os.stat_result) -> str:
+    if stat.S_ISBLK(facts.st_mode):
+        device = f"{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}"
+        return f"{device}:{_count_writes(device)}"
+    times = f"{facts.st_mtime_ns}:{facts.st_ctime_ns}"
+    return f"{facts.st_dev}:{facts.st_ino}:{facts.st_size}:{times}"
+
+
+def _count_writes(device: str) -> str:
+    """Return how many writes and discards a block device has had, and of how many sectors.
+
+    Fields 5, 7, 12 and 14 of https://docs.kernel.org/block/stat.html; "" where it does not count.
+    """
+    with contextlib.suppress(OSError):
+        fields = Path(f"/sys/dev/block/{device}/stat").read_text().split()
+        return "/".join(fields[number - 1] for number in (5, 7, 12, 14))
+    return ""
