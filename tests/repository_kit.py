@@ -7,6 +7,8 @@ from sendense.core.clock import ManualClock
 from sendense.core.ids import SeededIds
 from sendense.repository import chunk
 from sendense.repository.descriptor import RepositorySettings
+from sendense.repository.keyed import Keyed
+from sendense.repository.keys import DomainKeys
 from sendense.repository.manifest import (
     DiskIdentity,
     DiskRecord,
@@ -18,25 +20,36 @@ from sendense.repository.manifest import (
 )
 from sendense.repository.repository import NO_RESERVE, Repository, Reserve
 from sendense.repository.storage.base import Storage
+from sendense.repository.storage.locks import LockMode
 
 CHUNK = chunk.SIZE_MIN
 KEY = 2000
+ROOT = bytes(range(32))
+KEYS = DomainKeys(ROOT)
 VM = VmRecord("image", "lab", "source-1", "vm-1", "web", {"cpus": 2, "name": "wéb"})
 
 
 @dataclass
 class Kit:
-    """A repository on a storage, and the shortest ways to write and read it."""
+    """An encrypted repository on a storage, and the shortest ways to write and read it."""
 
     storage: Storage
     seed: int = 1
     reserve: Reserve = NO_RESERVE
     clock: ManualClock = field(default_factory=ManualClock)
+    root_key: bytes | None = ROOT
+    immutable_days: int = 0
+    lock_mode: LockMode | None = None
 
     def create(self) -> Repository:
         return Repository.create(
             self.storage,
-            RepositorySettings(chunk_size=CHUNK),
+            RepositorySettings(
+                chunk_size=CHUNK,
+                root_key=self.root_key,
+                immutable_days=self.immutable_days,
+                lock_mode=self.lock_mode,
+            ),
             clock=self.clock,
             ids=SeededIds(self.seed),
             reserve=self.reserve,
@@ -45,8 +58,17 @@ class Kit:
     def open(self, *, seed: int = 2) -> Repository:
         """Open as another process would: with nothing in memory and other random numbers."""
         return Repository.open(
-            self.storage, clock=self.clock, ids=SeededIds(seed), reserve=self.reserve
+            self.storage,
+            root_key=self.root_key,
+            clock=self.clock,
+            ids=SeededIds(seed),
+            reserve=self.reserve,
         )
+
+
+def keyed(storage: Storage) -> Keyed:
+    """Return a storage as an open repository of the kit sees it."""
+    return Keyed(storage, KEYS)
 
 
 def identity(size: int, *, key: int = KEY, uuid: str = "disk-a") -> DiskIdentity:
@@ -98,7 +120,7 @@ def write_disk(
             if chunk.is_zero(plain):
                 writer.put_zero(index)
                 continue
-            chunk_id = chunk.identify(plain)
+            chunk_id = repository.identify(plain)
             if writer.find_known([chunk_id])[0]:
                 totals["known"] += len(plain)
                 writer.put_known(index, chunk_id)

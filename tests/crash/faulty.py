@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from sendense.core.errors import Unavailable
 from sendense.repository.storage.base import Buffer, Capacity, Storage, StoredObject
+from sendense.repository.storage.locks import Locks
 
 R = TypeVar("R")
 
@@ -73,8 +74,17 @@ class FaultyStorage:
     def delete(self, name: str) -> None:
         self._call(lambda: self._inner.delete(name))
 
+    def tidy(self) -> int:
+        return self._call(self._inner.tidy)
+
     def capacity(self) -> Capacity | None:
         return self._inner.capacity()
+
+    def listing_seconds(self) -> float:
+        return self._inner.listing_seconds()
+
+    def locks(self) -> Locks | None:
+        return self._inner.locks()
 
     def close(self) -> None:
         self._inner.close()

@@ -15,7 +15,9 @@ from sendense.repository.check import check
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.diskmap import MapBuilder, MapReader
 from sendense.repository.format import Frame
-from sendense.repository.pack import BlobType, Entry, Kind, PackBuilder, PackRef
+from sendense.repository.keyed import Keyed
+from sendense.repository.keys import UNSEALED, Keys
+from sendense.repository.pack import BlobType, Entry, Kind, PackBuilder, PackRef, SealedPack
 from sendense.repository.storage.base import Storage
 from sendense.repository.storage.local import LocalStorage
 from sendense.repository.storage.memory import MemoryStorage
@@ -34,7 +36,7 @@ class Nodes:
         self.by_id: dict[bytes, bytes] = {}
 
     def store(self, data: bytes) -> bytes:
-        node_id = pack.identify_node(data)
+        node_id = kit.KEYS.identify_node(data)
         self.by_id[node_id] = data
         return node_id
 
@@ -100,12 +102,9 @@ def test_decoding_undoes_encoding(data: bytes, level: int, repeat: int) -> None:
     plain = (data or b"\0") * repeat
     codec, stored = chunk.encode(plain, level)
     assert len(stored) <= len(plain)
-    chunk_id = chunk.identify(plain)
-    assert chunk.decode(codec, stored, plain_length=len(plain), chunk_id=chunk_id) == plain
+    assert chunk.decompress(codec, stored, plain_length=len(plain)) == plain
     with pytest.raises(Corrupt):
-        chunk.decode(codec, stored, plain_length=len(plain) + 1, chunk_id=chunk_id)
-    with pytest.raises(Corrupt):
-        chunk.decode(codec, stored, plain_length=len(plain), chunk_id=bytes(32))
+        chunk.decompress(codec, stored, plain_length=len(plain) + 1)
 
 
 @few
@@ -126,8 +125,8 @@ def test_an_index_finds_what_it_holds_and_nothing_else(
     held, others = blob_ids[::2], set(blob_ids[1::2]) - set(blob_ids[::2])
     entries = [(0, Entry(one, 208 + at, 1, 1, 1, 0)) for at, one in enumerate(held)]
     ref = PackRef(bytes(32), Kind.DATA, 10_000)
-    buffers = index.seal_segment(index.build_table(entries), [ref], session_id="s")
-    segment = index.Segment(memoryview(b"".join(buffers)), name="index/s-1.1.1")
+    buffers = index.seal_segment(index.build_table(entries), [ref], session_id="s", keys=UNSEALED)
+    segment = index.Segment(memoryview(b"".join(buffers)), keys=UNSEALED, name="index/s-1.1.1")
     assert len(segment) == len(set(held))
     wanted = [*held, *others]
     if wanted:
@@ -138,48 +137,48 @@ def test_an_index_finds_what_it_holds_and_nothing_else(
             assert segment.place(int(at)).offset == first[one]
 
 
-def _pack_of(data: bytes) -> bytes:
-    builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(32))
-    builder.add(BlobType.CHUNK, 0, chunk.identify(data), data, plain_length=len(data))
-    return b"".join(builder.seal().buffers)
+def _pack_of(keys: Keys, data: bytes) -> SealedPack:
+    builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(32), keys=keys)
+    builder.add(BlobType.CHUNK, 0, keys.identify(data), data, plain_length=len(data))
+    return builder.seal()
 
 
-def _samples() -> dict[str, bytes]:
-    entry = Entry(chunk.identify(b"x"), 208, 1, 1, 1, 0)
+def _samples(keys: Keys) -> dict[str, bytes]:
+    sealed = _pack_of(keys, b"hello")
     head = session.CheckpointHead("s", 1, 1, 3, 0, 0, ())
     runs = [session.MapRun(0, 2), session.MapRun(2, 1, bytes([7]) * 32)]
+    checkpoint = session.dump_checkpoint(head, runs)
+    table = index.build_table([(0, entry) for entry in sealed.entries])
     return {
-        "pack": _pack_of(b"hello"),
+        "pack": b"".join(sealed.buffers),
         "node": diskmap.encode_node(0, [bytes([3]) * 32] * 4 + [ZERO_ID] * 252),
-        "segment": b"".join(
-            index.seal_segment(
-                index.build_table([(0, entry)]),
-                [PackRef(bytes(32), Kind.DATA, 999)],
-                session_id="s",
-            )
-        ),
-        "frame": format.seal_frame(Frame.OUTCOME, b"{}"),
-        "checkpoint": session.seal_checkpoint(head, runs),
+        "segment": b"".join(index.seal_segment(table, [sealed.ref], session_id="s", keys=keys)),
+        "frame": format.seal_frame(keys, Frame.OUTCOME, b"{}"),
+        "checkpoint": format.seal_frame(keys, Frame.CHECKPOINT, checkpoint),
     }
 
 
-def _parse(kind: str, data: bytes) -> None:
-    storage = MemoryStorage()
+KEYS: dict[str, Keys] = {"unsealed": UNSEALED, "sealed": kit.KEYS}
+SAMPLES = {name: _samples(keys) for name, keys in KEYS.items()}
+
+
+def _parse(keys: Keys, kind: str, data: bytes) -> None:
+    storage = Keyed(MemoryStorage(), keys)
     if kind == "pack":
         ref = PackRef(bytes(32), Kind.DATA, len(data))
         storage.put_if_absent(ref.name, data)
-        pack.parse_header(data, name="x")
+        ref = pack.read_ref(storage, ref.name)
         for entry in pack.read_directory(storage, ref):
             blob = data[entry.offset : entry.offset + pack.BLOB.size + entry.stored_length]
-            assert pack.open_blob(blob, entry.id, name="x") == b"hello"
+            assert pack.open_blob(keys, ref, entry.offset, blob, entry.id) == b"hello"
     elif kind == "node":
         slots = diskmap.decode_node(data, level=0)
         assert diskmap.encode_node(0, slots) == data
     elif kind == "segment":
-        segment = index.Segment(memoryview(data), name="x")
+        segment = index.Segment(memoryview(data), keys=keys, name="x")
         assert len(segment) == 1
     elif kind == "frame":
-        assert format.open_frame(Frame.OUTCOME, data, name="x") == b"{}"
+        assert format.open_frame(keys, Frame.OUTCOME, data, name="x") == b"{}"
     else:
         storage.put_if_absent("sessions/s/c", data)
         session.get_checkpoint(storage, "sessions/s/c")
@@ -187,17 +186,18 @@ def _parse(kind: str, data: bytes) -> None:
 
 @few
 @given(
-    st.sampled_from(sorted(_samples())),
+    st.sampled_from(sorted(KEYS)),
+    st.sampled_from(sorted(SAMPLES["sealed"])),
     st.integers(0, 10**6),
     st.integers(1, 255),
     st.sampled_from(["flip", "cut", "insert", "junk"]),
     st.binary(max_size=400),
 )
 def test_parsers_refuse_all_that_is_damaged(
-    kind: str, position: int, mask: int, way: str, junk: bytes
+    seal: str, kind: str, position: int, mask: int, way: str, junk: bytes
 ) -> None:
-    whole = _samples()[kind]
-    _parse(kind, whole)
+    keys, whole = KEYS[seal], SAMPLES[seal][kind]
+    _parse(keys, kind, whole)
     at = position % len(whole)
     damaged = {
         "flip": whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :],
@@ -208,7 +208,7 @@ def test_parsers_refuse_all_that_is_damaged(
     # A flipped salt or directory hash of a pack is only seen by the pack's name, and a flipped
     # id in a node by the node's id: they return, but never other bytes than were written.
     try:
-        _parse(kind, damaged)
+        _parse(keys, kind, damaged)
     except Corrupt:
         return
     assert kind in {"pack", "node"}

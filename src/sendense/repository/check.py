@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sendense.core.errors import Corrupt, NotFound, SendenseError
-from sendense.repository import descriptor, diskmap, pack, session
+from sendense.repository import descriptor, diskmap, holds, hub_exports, pack, session
 from sendense.repository.backups import get_manifest
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.diskmap import FAN_OUT, FAN_OUT_BITS
@@ -124,6 +124,7 @@ class _Check:
         self._check_descriptor()
         manifests = self._check_manifests()
         outcomes = self._check_outcomes(manifests)
+        self._check_beside()
         packs = self._check_index(outcomes)
         self._check_packs(packs, read_data=read_data)
         for number, one in enumerate(manifests):
@@ -193,6 +194,8 @@ class _Check:
         """A committed manifest that is not written yet is a crash's trace, and no loss."""
         made = outcome.manifest
         assert made is not None, "committed outcomes hold one"
+        if self._repository.collected.refresh().is_dead(made.object_id):
+            return
         try:
             get_manifest(self._storage, made.name)
         except NotFound:
@@ -209,18 +212,24 @@ class _Check:
         except Corrupt:
             return  # reported with the manifests
 
+    def _check_beside(self) -> None:
+        """Look at what no backup needs: holds, and what hubs have exported."""
+        damaged = holds.scan(self._storage)[1]
+        for error in [*damaged, *hub_exports.find_damaged(self._storage)]:
+            self._found.error(str(error.fields.get("name", "")), error)
+
     def _check_index(self, outcomes: list[Outcome]) -> list[PackRef]:
         """Return all packs that the index names, after opening every segment that counts."""
         segments = self._repository.segments
         segments.refresh()
+        for error in segments.view.damaged:
+            self._found.error(str(error.fields.get("name", "")), error)
         for name, error in segments.damaged.items():
             self._found.error(name, error)
         opened = {segment.name for segment in segments.counted} | set(segments.damaged)
-        for outcome in outcomes:
-            made = outcome.manifest
-            for name in made.segments if made else ():
-                if name not in opened:
-                    self._missing(name, "segment-missing", "an outcome names it")
+        committed = [outcome.manifest for outcome in outcomes if outcome.manifest]
+        for name in sorted(segments.list_expected(committed) - opened):
+            self._missing(name, "segment-missing", "an outcome or a collector's `final` names it")
         packs = {ref.id: ref for segment in segments.counted for ref in segment.packs()}
         return list(packs.values())
 
@@ -232,9 +241,14 @@ class _Check:
         for number, ref in enumerate(packs):
             self._progress("packs", number, len(packs))
             size = self._sizes.pop(ref.name, None)
-            if size is None:
+            is_known_bad = ref.id in self._repository.segments.quarantined
+            if size is None and not is_known_bad:
                 size = self._size_now(ref)
-            if size is None:
+            if is_known_bad and not read_data:
+                message = f"pack {ref.name} was found bad; what lies in it alone is lost"
+                self._found.add(Problem(Severity.NOTE, "pack-quarantined", message, ref.name))
+                self._bad_packs.add(ref.id)
+            elif size is None:
                 self._missing(ref.name, "pack-missing", "the index names it")
                 self._bad_packs.add(ref.id)
             elif size != ref.size:
@@ -251,13 +265,21 @@ class _Check:
         except NotFound:
             return None
 
+    def _is_indexed(self, ref: PackRef) -> bool:
+        """Look once more whether the index names a pack: a collector may have removed it."""
+        segments = self._repository.segments
+        segments.refresh()
+        return any(ref in segment.packs() for segment in segments.counted)
+
     def _check_pack(self, ref: PackRef, *, read_data: bool) -> None:
         try:
             if read_data:
-                pack.verify(self._storage.get(ref.name), ref)
+                pack.verify(self._storage.get(ref.name), ref, self._storage.keys)
             else:
                 pack.read_directory(self._storage, ref)
         except (Corrupt, NotFound) as error:
+            if isinstance(error, NotFound) and not self._is_indexed(ref):
+                return
             self._found.error(ref.name, error)
             if read_data:
                 self._bad_packs.add(ref.id)
@@ -307,7 +329,7 @@ class _Check:
                 error = Corrupt("a disk map goes on behind the disk's end", kind="map-corrupt")
             elif place is None:
                 error = Corrupt(f"chunk {slot_id.hex()} is in no segment", kind="chunk-missing")
-            elif place.pack.id in self._bad_packs:
+            elif place.pack.id in self._bad_packs and self._is_bad_everywhere(slot_id):
                 error = Corrupt(
                     f"chunk {slot_id.hex()} lies in a bad pack", kind="chunk-unreadable"
                 )
@@ -321,6 +343,10 @@ class _Check:
                 well = False
                 self._spoilt(one, disk, error, -1, number)
         return well
+
+    def _is_bad_everywhere(self, chunk_id: bytes) -> bool:
+        places = self._repository.segments.find_all(chunk_id)
+        return all(place.pack.id in self._bad_packs for place in places)
 
     def _spoilt(
         self, one: Manifest, disk: DiskRecord, error: SendenseError, level: int, index: int

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sendense.core.clock import Clock
-from sendense.core.errors import Conflict, Corrupt, Exists
+from sendense.core.errors import Conflict, Corrupt, Exists, NotFound
 from sendense.repository import format, record, session
 from sendense.repository.format import Frame
+from sendense.repository.keyed import KeyedStorage
 from sendense.repository.session import (
     Attempt,
     CheckpointHead,
@@ -20,7 +21,6 @@ from sendense.repository.session import (
     MapRun,
     Owner,
 )
-from sendense.repository.storage.base import Storage
 
 OWNERS_MAX = 10_000  # every one is a process that died; far above what a job may retry
 
@@ -36,10 +36,13 @@ class Counted:
 class Checkpoints:
     """The checkpoints of one disk in one attempt, and this process's place among their owners."""
 
-    def __init__(self, storage: Storage, session_id: str, attempt: Attempt, clock: Clock) -> None:
+    def __init__(
+        self, storage: KeyedStorage, session_id: str, attempt: Attempt, clock: Clock
+    ) -> None:
         self._storage = storage
         self._session_id = session_id
-        self._folder = session.disk_folder(session_id, attempt.disk.key) + attempt.digest + "/"
+        self._folder = session.disk_folder(session_id, attempt.disk.key)
+        self._folder += session.attempt_digest(storage.keys, attempt) + "/"
         self._clock = clock
         self._number = 0
         self.owner = 0
@@ -99,12 +102,13 @@ class Checkpoints:
             packs=packs,
         )
         name = self._name(self.owner, self._number)
-        self._storage.put_if_absent(name, session.seal_checkpoint(head, runs))
+        body = session.dump_checkpoint(head, runs)
+        format.put_frame(self._storage, Frame.CHECKPOINT, name, body)
 
     def _put_owner(self) -> None:
         owner = Owner(self._session_id, self.owner, self.inherits, self._clock.now())
         name = self._owner_name(self.owner)
-        self._storage.put_if_absent(name, format.seal_frame(Frame.OWNER, record.dump(owner)))
+        format.put_frame(self._storage, Frame.OWNER, name, record.dump(owner))
 
     def _last_owner(self) -> int:
         numbers = [
@@ -121,7 +125,7 @@ class Checkpoints:
         try:
             body = format.get_frame(self._storage, Frame.OWNER, name)
             owner = record.load(Owner, body, name=name)
-        except Corrupt:
+        except (Corrupt, NotFound):
             return ()  # begin anew: a checkpoint saves time, never data
         own = self._last_checkpoint(last)
         return (*owner.inherits, Inherited(last, own)) if own else owner.inherits

@@ -6,7 +6,6 @@ Every function here leaves the interpreter free for other threads while it works
 import threading
 from enum import IntEnum
 
-import blake3
 import numpy as np
 import zstandard
 
@@ -79,11 +78,6 @@ def check_level(level: int) -> int:
     return level
 
 
-def identify(data: Buffer) -> bytes:
-    """Return the chunk's id: BLAKE3-256 of its plain bytes."""
-    return blake3.blake3(data).digest()
-
-
 def is_zero(data: Buffer) -> bool:
     """Return whether all bytes are zero. Finds a first byte that is not at once."""
     if len(data) == 0 or data[0]:
@@ -119,23 +113,6 @@ def _is_hopeless(data: Buffer, compressor: zstandard.ZstdCompressor) -> bool:
     return len(compressor.compress(samples)) > len(samples) * INCOMPRESSIBLE_SHARE
 
 
-def decode(codec: int, stored: Buffer, *, plain_length: int, chunk_id: bytes) -> bytes:
-    """Return a chunk's plain bytes.
-
-    Never returns wrong bytes: raises Corrupt where they do not have the length or the id they
-    should. Allocates no more than `plain_length`, which the caller has bounded.
-    """
-    data = decompress(codec, stored, plain_length=plain_length)
-    found = identify(data)
-    if found != chunk_id:
-        raise Corrupt(
-            f"chunk {chunk_id.hex()} decodes to bytes with id {found.hex()}",
-            kind="chunk-corrupt",
-            chunk_id=chunk_id.hex(),
-        )
-    return data
-
-
 def decompress(codec: int, stored: Buffer, *, plain_length: int) -> bytes:
     """Return the plain bytes of a blob, exactly `plain_length`, or raise Corrupt."""
     if codec == Codec.RAW:
@@ -148,12 +125,10 @@ def decompress(codec: int, stored: Buffer, *, plain_length: int) -> bytes:
         # The size that the frame claims is compared before anything of that size is allocated.
         if zstandard.frame_content_size(stored) != plain_length:
             raise _undecodable(f"a zstd frame that is not of {plain_length} bytes")
-        data = _contexts.decompressor.decompress(stored, allow_extra_data=False)
+        # A frame that holds more or less than it claims is an error of zstandard's.
+        return _contexts.decompressor.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise _undecodable(str(error)) from error
-    if len(data) != plain_length:
-        raise _undecodable(f"{len(data)} bytes where {plain_length} should be")
-    return data
 
 
 def _undecodable(found: str) -> Corrupt:

@@ -12,12 +12,15 @@ import sendense
 from sendense.core.clock import Clock
 from sendense.core.errors import Conflict, Corrupt, Exists, Invalid, NotFound, Unavailable
 from sendense.core.ids import IdSource
-from sendense.repository import format, manifest, record, session
+from sendense.repository import descriptor, format, manifest, record, session
 from sendense.repository.backups import Backups
 from sendense.repository.format import Frame
+from sendense.repository.gc.state import Collected
+from sendense.repository.keyed import KeyedStorage
+from sendense.repository.locking import Locking
 from sendense.repository.manifest import Manifest, ManifestDraft
+from sendense.repository.segments import open_segment
 from sendense.repository.session import Done, Outcome, State
-from sendense.repository.storage.base import Storage
 
 NONCE_BYTES = 16
 
@@ -26,8 +29,10 @@ NONCE_BYTES = 16
 class Endings:
     """Commits and aborts the sessions of one repository."""
 
-    storage: Storage
+    storage: KeyedStorage
     backups: Backups
+    collected: Collected
+    locking: Locking
     clock: Clock
     ids: IdSource
 
@@ -41,6 +46,7 @@ class Endings:
         outcome = session.find_outcome(self.storage, session_id)
         if outcome is None:
             made = self._manifest(session_id, draft)
+            self.locking.extend([descriptor.NAME, *self._list_packs(made)])
             outcome = self._decide(session_id, State.COMMITTED, "", made)
         if outcome.manifest is None:
             raise Conflict(
@@ -49,7 +55,15 @@ class Endings:
                 session_id=session_id,
             )
         self.settle(outcome)
+        self.locking.extend([session.outcome_name(session_id), outcome.manifest.name])
         return outcome.manifest
+
+    def _list_packs(self, made: Manifest) -> list[str]:
+        """Return the packs that came with a backup."""
+        if self.locking.descriptor.lock_mode is None:
+            return []
+        opened = (open_segment(self.storage, name) for name in made.segments)
+        return [ref.name for segment in opened for ref in segment.packs()]
 
     def abort(self, session_id: str, reason: str) -> Outcome:
         """End a session without a backup, or find that it was committed; idempotent.
@@ -63,17 +77,46 @@ class Endings:
         self.settle(outcome)
         return outcome
 
+    def fence(self, session_id: str) -> Outcome:
+        """End a session that is believed dead; as `abort`, and it is never resumed."""
+        outcome = session.find_outcome(self.storage, session_id)
+        if outcome is None:
+            reason = "it gave no sign of life while a collector waited for it"
+            outcome = self._decide(session_id, State.FENCED, reason, None)
+        self.settle(outcome)
+        return outcome
+
     def settle(self, outcome: Outcome) -> None:
-        """Do what follows from an outcome: the manifest is written, the session's traces go."""
-        if outcome.manifest is not None:
+        """Do what follows from an outcome: the manifest is written, the session's traces go.
+
+        A manifest that was collected since is not written again. Raises Exists where something
+        else lies under the manifest's name.
+        """
+        if outcome.manifest is not None and not self.collected.refresh().is_dead(
+            outcome.manifest.object_id
+        ):
             made = outcome.manifest
-            data = manifest.to_bytes(made)
+            self._confirm(outcome)
+            body = manifest.to_body(made)
             try:
-                self.storage.put_if_absent(made.name, data)
+                format.put_frame(self.storage, Frame.MANIFEST, made.name, body)
             except Exists:
-                if self.storage.get(made.name) != data:
-                    raise
+                with contextlib.suppress(NotFound):  # collected between these two calls
+                    # Sealed anew, the same manifest has other bytes each time.
+                    if format.get_frame(self.storage, Frame.MANIFEST, made.name) != body:
+                        raise
         self._forget(outcome.session_id)
+
+    def find_commit(self, object_id: str) -> Outcome | None:
+        """Return the outcome that committed a manifest, or None. Reads all outcomes: it is rare."""
+        for stored in self.storage.list_objects(session.OUTCOMES):
+            with contextlib.suppress(Corrupt, Invalid):
+                outcome = session.find_outcome(
+                    self.storage, stored.name.removeprefix(session.OUTCOMES)
+                )
+                if outcome and outcome.manifest and outcome.manifest.object_id == object_id:
+                    return outcome
+        return None
 
     def settle_all(self) -> int:
         """Complete every session that was decided but not tidied up; return how many."""
@@ -85,18 +128,28 @@ class Endings:
             except (Corrupt, Invalid):
                 continue  # check reports it; no other session has to wait for it
             if outcome is not None:
-                self.settle(outcome)
-                count += 1
+                with contextlib.suppress(Exists, Corrupt):  # a damaged manifest: check reports it
+                    self.settle(outcome)
+                    count += 1
         return count
+
+    def _confirm(self, outcome: Outcome) -> None:
+        """Make sure that an outcome is durable, for nothing may rest on one that is not.
+
+        It may have been put by a process that died, or whose disk failed, before its folder was
+        synced. Putting it again finds it there, and what is found there is durable.
+        """
+        name = session.outcome_name(outcome.session_id)
+        with contextlib.suppress(Exists):
+            format.put_frame(self.storage, Frame.OUTCOME, name, record.dump(outcome))
 
     def _decide(self, session_id: str, state: State, reason: str, made: Manifest | None) -> Outcome:
         """Try to create the outcome, and return the one that is there afterwards."""
         nonce = self.ids.random_bytes(NONCE_BYTES)
         mine = Outcome(session_id, state, nonce, reason, self.clock.now(), made)
         name = session.outcome_name(session_id)
-        data = format.seal_frame(Frame.OUTCOME, record.dump(mine))
         try:
-            self.storage.put_if_absent(name, data)
+            format.put_frame(self.storage, Frame.OUTCOME, name, record.dump(mine))
         except (Exists, Unavailable):
             # "Exists" may be the echo of a try of ours whose answer was lost, and a failure may
             # have come after the deed. What is stored decides.
@@ -115,6 +168,8 @@ class Endings:
                 kind="backup-exists",
                 backup_id=draft.backup_id,
             )
+        completed_at = self._completed_at(draft, known)
+        days = self.locking.descriptor.immutable_days
         return Manifest(
             object_id=self.ids.random_bytes(manifest.NAME_BYTES).hex(),
             backup_id=draft.backup_id,
@@ -127,11 +182,12 @@ class Endings:
             requested_type=draft.requested_type,
             created_at=draft.created_at,
             started_at=draft.started_at,
-            completed_at=self._completed_at(draft, known),
+            completed_at=completed_at,
             tags=draft.tags,
             warnings=draft.warnings,
             segments=tuple(name for one in done for name in one.segments),
             writer_version=sendense.__version__,
+            immutable_until=completed_at + timedelta(days=days) if days else None,
         )
 
     def _completed_at(self, draft: ManifestDraft, known: list[Manifest]) -> datetime:

@@ -1,19 +1,26 @@
 """The descriptor: `sendense.json`, what a repository is, written once; and its README.txt."""
 
-from dataclasses import dataclass
+import hmac
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 
-from sendense.core.errors import Conflict, Corrupt, Exists, Invalid, NotFound
-from sendense.repository import chunk, format, record
+from sendense.core.errors import Conflict, Corrupt, Denied, Exists, Invalid, NotFound
+from sendense.repository import chunk, format, keys, record, standalone_reader
+from sendense.repository.keys import UNSEALED, DomainKeys, Keys
 from sendense.repository.storage.base import Storage
+from sendense.repository.storage.locks import LockMode, cannot_lock
 
 NAME = "sendense.json"
 README_NAME = "README.txt"
+READER_NAME = "restore.py"
 FORMAT = "sendense-repository"
 SIZE_MAX = 64 * 1024  # a few hundred bytes in truth
 ID_BYTES = 16
+IMMUTABLE_DAYS_MAX = 36_500  # a century: a typing error beyond it could not be taken back
 DRAFT = "draft"  # version 1 may still change; goes when the format is frozen
-KNOWN_FEATURES = frozenset({DRAFT})
+ENCRYPTION = "encryption"
+KNOWN_FEATURES = frozenset({DRAFT, ENCRYPTION})
 
 README = """\
 This folder is a backup repository of Sendense, format version 1 (draft).
@@ -22,6 +29,9 @@ It describes itself: no server and no database is needed to restore from it.
   sendense repository list PATH       shows the backups in it
   sendense repository check PATH      says whether all that they need is here
   sendense repository restore PATH    writes a disk of a backup to a file
+If it is encrypted, they ask for its recovery key or a passphrase.
+
+Without the program, `python3 restore.py --help` in this folder lists and restores backups too.
 
 Do not change, rename or remove files in it by hand. The format is described in docs/format.md of
 the program's source.
@@ -35,10 +45,16 @@ class RepositorySettings:
     Attributes:
         chunk_size: of new disks and full reads, a power of two from 128 KiB to 4 MiB.
         compression_level: 0 for off, 1 to 19 for zstd's.
+        root_key: of 32 random bytes; without one, nothing is encrypted.
+        immutable_days: for so long nobody deletes a new backup; 0 for not at all.
+        lock_mode: how the storage itself refuses to delete what such backups need, or None.
     """
 
     chunk_size: int = chunk.SIZE_DEFAULT
     compression_level: int = chunk.LEVEL_DEFAULT
+    root_key: bytes | None = field(default=None, repr=False)
+    immutable_days: int = 0
+    lock_mode: LockMode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +68,13 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """The contents of `sendense.json`."""
+    """The contents of `sendense.json`.
+
+    Attributes:
+        immutable_days, lock_mode: as in RepositorySettings.
+        domain: which root key everything is sealed with, None where nothing is.
+        mac: of all other fields; proves the key, and that nobody changed them.
+    """
 
     format: str
     version: int
@@ -61,6 +83,15 @@ class Descriptor:
     chunk_size: int
     compression_level: int
     created_at: datetime
+    immutable_days: int
+    lock_mode: LockMode | None
+    domain: bytes | None
+    mac: bytes | None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether a key is needed to read it."""
+        return self.domain is not None
 
 
 def create(
@@ -76,11 +107,20 @@ def create(
         format=FORMAT,
         version=format.VERSION,
         id=repository_id,
-        features=Features(read=(DRAFT,), write=(), gc=()),
+        features=Features(
+            read=(DRAFT, ENCRYPTION) if settings.root_key else (DRAFT,), write=(), gc=()
+        ),
         chunk_size=chunk.check_size(settings.chunk_size),
         compression_level=chunk.check_level(settings.compression_level),
         created_at=at,
+        immutable_days=settings.immutable_days,
+        lock_mode=settings.lock_mode,
+        domain=keys.derive_domain(settings.root_key) if settings.root_key else None,
+        mac=None,
     )
+    if settings.root_key:
+        made = replace(made, mac=_authenticate(made, settings.root_key))
+    _check_immutability(storage, settings)
     top = storage.list_top()
     if NAME in top:
         raise _exists()
@@ -96,7 +136,25 @@ def create(
     except Exists:
         raise _exists() from None
     storage.put_if_absent(README_NAME, README.encode())
+    storage.put_if_absent(READER_NAME, Path(standalone_reader.__file__).read_bytes())
     return made
+
+
+def _check_immutability(storage: Storage, settings: RepositorySettings) -> None:
+    """Raise Invalid for days that cannot be meant, and where the storage cannot lock as wanted."""
+    least = 1 if settings.lock_mode else 0
+    if not least <= settings.immutable_days <= IMMUTABLE_DAYS_MAX:
+        raise Invalid(
+            f"backups cannot be immutable for {settings.immutable_days} days",
+            kind="repository-immutability-invalid",
+            hint=f"{least} to {IMMUTABLE_DAYS_MAX} days can be",
+        )
+    if settings.lock_mode is None:
+        return
+    locks = storage.locks()
+    if locks is None:
+        raise cannot_lock(settings.lock_mode, "it knows no locks", "choose another place")
+    locks.require(settings.lock_mode)
 
 
 def get(storage: Storage) -> Descriptor:
@@ -123,6 +181,8 @@ def get(storage: Storage) -> Descriptor:
     strange = sorted(set(found.features.read) - KNOWN_FEATURES)
     if strange:
         raise _unknown(f"feature {strange[0][:40]!r}")
+    if found.encrypted != (ENCRYPTION in found.features.read):
+        raise format.corrupt(NAME, "its features and its domain contradict each other")
     try:
         chunk.check_size(found.chunk_size)
         chunk.check_level(found.compression_level)
@@ -131,11 +191,62 @@ def get(storage: Storage) -> Descriptor:
     return found
 
 
+def unlock(found: Descriptor, root_key: bytes | None) -> Keys:
+    """Return the keys of a repository.
+
+    Args:
+        found: its descriptor.
+        root_key: the key it was created with, None for a repository without encryption.
+
+    Raises Denied, kind `repository-locked` without a key and `repository-key-wrong` with that of
+    another repository; Invalid, kind `repository-not-encrypted`, with a key where there is none;
+    Corrupt where the descriptor was changed.
+    """
+    if found.domain is None:
+        if root_key is not None:
+            raise Invalid(
+                "the repository says that it is not encrypted, but a key was given for it",
+                hint="it is another repository than you think, or somebody has replaced its"
+                f" {NAME}",
+                kind="repository-not-encrypted",
+            )
+        return UNSEALED
+    if root_key is None:
+        raise Denied(
+            "the repository is encrypted, and no key was given",
+            hint="give its recovery key or a passphrase",
+            kind="repository-locked",
+            domain=found.domain.hex(),
+        )
+    if keys.derive_domain(root_key) != found.domain:
+        raise Denied(
+            "the key is that of another repository",
+            hint=f"wanted is the key whose domain is {found.domain.hex()}",
+            kind="repository-key-wrong",
+            domain=found.domain.hex(),
+        )
+    if not hmac.compare_digest(_authenticate(found, root_key), found.mac or b""):
+        raise format.corrupt(NAME, "somebody has changed it")
+    return DomainKeys(root_key)
+
+
+def _authenticate(found: Descriptor, root_key: bytes) -> bytes:
+    return keys.authenticate_descriptor(root_key, record.dump(replace(found, mac=None)))
+
+
 def require_writable(found: Descriptor) -> None:
     """Raise Invalid where the repository has features that this version must not write with."""
     strange = sorted(set(found.features.write) - KNOWN_FEATURES)
     if strange:
         raise _unknown(f"feature {strange[0][:40]!r} for writing")
+
+
+def require_collectable(found: Descriptor) -> None:
+    """Raise Invalid where this version must not collect the repository's garbage."""
+    require_writable(found)
+    strange = sorted(set(found.features.gc) - KNOWN_FEATURES)
+    if strange:
+        raise _unknown(f"feature {strange[0][:40]!r} for collecting garbage")
 
 
 def _exists() -> Exists:

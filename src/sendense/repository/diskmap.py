@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sendense.core.errors import Corrupt, NotFound, SendenseError
 from sendense.repository import format
 from sendense.repository.chunk import ID_LENGTH, ZERO_ID
 
@@ -21,6 +22,7 @@ NODE_HEAD = struct.Struct("<4sBBH32s")
 
 LoadNode = Callable[[bytes], bytes]  # id → plain bytes that hash to it
 StoreNode = Callable[[bytes], bytes]  # plain bytes → id
+OnLost = Callable[[int, int, SendenseError], None]  # first chunk, how many, why
 
 
 def level_of(chunk_count: int) -> int:
@@ -80,8 +82,15 @@ class Run:
 class MapReader:
     """Reads one disk's map. Holds one node for each level; cheap when asked in ascending order."""
 
-    def __init__(self, root: bytes, *, chunk_count: int, load: LoadNode) -> None:
+    def __init__(
+        self, root: bytes, *, chunk_count: int, load: LoadNode, on_lost: OnLost | None = None
+    ) -> None:
+        """Read a map; a node that cannot be read is told to `on_lost` and taken for zeros.
+
+        Without `on_lost` the error is raised.
+        """
         self.root = root
+        self._on_lost = on_lost
         self.chunk_count = chunk_count
         self.level = level_of(chunk_count)
         self._load = load
@@ -106,9 +115,20 @@ class MapReader:
             node_id = parent[node_index % FAN_OUT] if parent else ZERO_ID
         if node_id == ZERO_ID:
             return None
-        slots = decode_node(self._load(node_id), level=level)
+        slots = self._get(level, node_index, node_id)
         self._cached[level] = (node_index, slots)
         return slots
+
+    def _get(self, level: int, node_index: int, node_id: bytes) -> list[bytes]:
+        try:
+            return decode_node(self._load(node_id), level=level)
+        except (Corrupt, NotFound) as error:
+            if self._on_lost is None:
+                raise
+            width = FAN_OUT ** (level + 1)
+            start = node_index * width
+            self._on_lost(start, min(width, self.chunk_count - start), error)
+            return [ZERO_ID] * FAN_OUT
 
     def list_runs(self, start: int = 0, end: int | None = None) -> Iterator[Run]:
         """Yield runs that cover chunks `start` to `end` in order; at most a leaf's at a time.

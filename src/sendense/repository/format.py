@@ -14,17 +14,19 @@ import blake3
 
 from sendense.core import units
 from sendense.core.errors import Corrupt, Invalid
+from sendense.repository.keyed import KeyedStorage
+from sendense.repository.keys import TAG_LENGTH, Keys, SealBroken
 from sendense.repository.storage.base import Buffer, Storage
 
 VERSION = 1
 MAC_LENGTH = 32
 CHECK_LENGTH = 8  # of the short checksums inside packs: BLAKE3, its first 8 bytes
-DOMAIN_NONE = bytes(16)  # the key domain of a repository without encryption
-EPOCH_NONE = 0
-
 SESSION_LENGTH_MAX = 63  # with its length byte, a pack's header has 64 bytes for it
 FRAME_HEADER = struct.Struct("<8sHHI16s24sQ")
 FRAME_BODY_MAX = 16 * units.MIB  # the largest is a manifest with a large VM configuration
+
+# The longest seal has 16 bytes.
+FRAME_LENGTH_MAX = FRAME_HEADER.size + FRAME_BODY_MAX + TAG_LENGTH + MAC_LENGTH
 
 Json: TypeAlias = dict[str, Any]
 
@@ -39,19 +41,32 @@ class Frame(Enum):
     CHECKPOINT = b"SENDCHKP"
     DONE = b"SENDDONE"
     TOMBSTONE = b"SENDTOMB"
+    KEY_WRAP = b"SENDKEYW"
+    GC_PLAN = b"SENDGCPL"
+    GC_CONDEMNED = b"SENDGCCO"
+    GC_FINAL = b"SENDGCFI"
+    GC_DONE = b"SENDGCDN"
+    QUARANTINED = b"SENDQUAR"
+    HEALTH = b"SENDHLTH"
+    HOLD = b"SENDHOLD"
+    HUB_PART = b"SENDHUBP"
+    HUB_EXPORT = b"SENDHUBX"
 
 
-def seal_frame(kind: Frame, body: bytes) -> bytes:
-    """Return an object: header, body, and the MAC over both.
+def seal_frame(keys: Keys, kind: Frame, body: bytes) -> bytes:
+    """Return an object: header, sealed body, and a hash over both.
 
-    Without encryption the MAC is a plain BLAKE3 hash: it shows damage, not tampering.
+    The hash shows damage to whoever has no key; that nobody tampered, only the seal tells.
     """
     assert len(body) <= FRAME_BODY_MAX, f"{kind.name} of {len(body)} bytes"
-    head = FRAME_HEADER.pack(kind.value, VERSION, 0, EPOCH_NONE, DOMAIN_NONE, bytes(24), len(body))
-    return head + body + blake3.blake3(head + body).digest()
+    slot = keys.new_slot()
+    length = len(body) + keys.overhead
+    head = FRAME_HEADER.pack(kind.value, VERSION, 0, keys.epoch, keys.domain, slot, length)
+    whole = head + keys.seal(slot, head, body)
+    return whole + blake3.blake3(whole).digest()
 
 
-def open_frame(kind: Frame, data: Buffer, *, name: str) -> bytes:
+def open_frame(keys: Keys, kind: Frame, data: Buffer, *, name: str) -> bytes:
     """Return the body of a framed object, or raise Corrupt naming the object."""
     if len(data) < FRAME_HEADER.size + MAC_LENGTH:
         raise corrupt(name, f"{len(data)} bytes are too few for a frame")
@@ -62,18 +77,40 @@ def open_frame(kind: Frame, data: Buffer, *, name: str) -> bytes:
         raise corrupt(name, f"{len(data)} bytes do not hold a body of {length}")
     whole = bytes(data)
     if blake3.blake3(whole[:-MAC_LENGTH]).digest() != whole[-MAC_LENGTH:]:
-        raise corrupt(name, "its MAC does not match")
-    if version != VERSION or flags or epoch != EPOCH_NONE or domain != DOMAIN_NONE or any(slot):
+        raise corrupt(name, "its checksum does not match")
+    if version != VERSION or flags or (epoch, domain) != (keys.epoch, keys.domain):
         raise corrupt(name, f"version {version}, flags {flags} or its key is unknown here")
-    return whole[FRAME_HEADER.size : -MAC_LENGTH]
+    head, stored = whole[: FRAME_HEADER.size], whole[FRAME_HEADER.size : -MAC_LENGTH]
+    try:
+        return keys.open(slot, head, stored)
+    except SealBroken:
+        raise corrupt(name, "its seal is broken: somebody has changed it") from None
 
 
-def get_frame(storage: Storage, kind: Frame, name: str) -> bytes:
+def put_frame(storage: KeyedStorage, kind: Frame, name: str, body: bytes) -> None:
+    """Store a framed object. Raises Exists where the name is taken."""
+    storage.put_if_absent(name, seal_frame(storage.keys, kind, body))
+
+
+def require_intact(storage: Storage, name: str) -> None:
+    """Raise Corrupt where an object is no frame whose checksum matches; needs no key.
+
+    Raises NotFound.
+    """
+    size = storage.size(name)
+    if not FRAME_HEADER.size + MAC_LENGTH <= size <= FRAME_LENGTH_MAX:
+        raise corrupt(name, f"{size} bytes are no frame")
+    data = storage.get(name)
+    if blake3.blake3(data[:-MAC_LENGTH]).digest() != data[-MAC_LENGTH:]:
+        raise corrupt(name, "its checksum does not match")
+
+
+def get_frame(storage: KeyedStorage, kind: Frame, name: str) -> bytes:
     """Read a framed object and return its body. Raises NotFound or Corrupt."""
     size = storage.size(name)
-    if size > FRAME_HEADER.size + FRAME_BODY_MAX + MAC_LENGTH:
+    if size > FRAME_HEADER.size + FRAME_BODY_MAX + storage.keys.overhead + MAC_LENGTH:
         raise corrupt(name, f"{size} bytes are too many for a {kind.name.lower()}")
-    return open_frame(kind, storage.get(name), name=name)
+    return open_frame(storage.keys, kind, storage.get(name), name=name)
 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:

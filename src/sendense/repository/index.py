@@ -5,22 +5,23 @@ a session has just written, or mapped from a segment's object. There is never an
 for each chunk of a repository.
 """
 
+import hmac
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import blake3
 import numpy as np
 import numpy.typing as npt
 
 from sendense.repository import chunk, format
+from sendense.repository.keys import Keys
 from sendense.repository.pack import Entry, Kind, PackRef
 
 MAGIC = b"SENDINDX"
 HEADER = struct.Struct("<8sHHI16s64sIIQ8s8s")
-PACK = struct.Struct("<32sQB7s")
-assert (HEADER.size, PACK.size) == (128, 48)
+PACK = struct.Struct("<32sQB7s40s8s")
+assert (HEADER.size, PACK.size) == (128, 96)
 
 ENTRIES_MAX = 1 << 20  # a writer's segment: 50 MiB
 ENTRIES_LIMIT = 1 << 23  # a parser's: what a later collector may write
@@ -59,7 +60,12 @@ class Ids:
     @classmethod
     def of(cls, ids: Sequence[bytes]) -> "Ids":
         """Return columns for ids of 32 bytes each."""
-        raw = np.frombuffer(b"".join(ids), dtype="<u8").reshape(len(ids), 4)
+        return cls.from_bytes(b"".join(ids))
+
+    @classmethod
+    def from_bytes(cls, ids: bytes) -> "Ids":
+        """Return columns for ids one behind the other."""
+        raw = np.frombuffer(ids, dtype="<u8").reshape(-1, 4)
         return cls(raw[:, 0].byteswap(), raw[:, 1:])
 
     def __len__(self) -> int:
@@ -68,6 +74,10 @@ class Ids:
     def take(self, positions: Positions) -> "Ids":
         """Return the ids at some positions."""
         return Ids(self.prefix[positions], self.rest[positions])
+
+    def to_bytes(self) -> bytes:
+        """Return the ids one behind the other."""
+        return np.column_stack([self.prefix.byteswap(), self.rest]).astype("<u8").tobytes()
 
     def order(self) -> Positions:
         """Return the positions of the ids in ascending order of their bytes."""
@@ -136,11 +146,11 @@ def _sorted_table(ids: Ids, places: U32) -> Table:
 class Segment:
     """An index segment: a table with its packs and a filter, mapped from its object."""
 
-    def __init__(self, data: memoryview, *, name: str) -> None:
+    def __init__(self, data: memoryview, *, keys: Keys, name: str) -> None:
         """Check the whole segment, then keep only views of it. Raises Corrupt."""
         self.name = name
         self._data = data
-        count, pack_count, filter_log2, self.session_id = _parse_header(data, name=name)
+        count, pack_count, filter_log2, self.session_id = _parse_header(data, keys=keys, name=name)
         start = HEADER.size
         self._packs = data[start : start + pack_count * PACK.size]
         start += pack_count * PACK.size
@@ -178,8 +188,8 @@ class Segment:
 
     def pack(self, ordinal: int) -> PackRef:
         """Return a pack of this segment by its ordinal."""
-        pack_id, size, kind, _ = PACK.unpack_from(self._packs, ordinal * PACK.size)
-        return PackRef(pack_id, Kind(kind), size)
+        pack_id, size, kind, _, wrapped, _ = PACK.unpack_from(self._packs, ordinal * PACK.size)
+        return PackRef(pack_id, Kind(kind), size, wrapped)
 
     def packs(self) -> list[PackRef]:
         """Return all packs that the segment names."""
@@ -196,8 +206,8 @@ class Segment:
 
     def _check(self, pack_count: int) -> None:
         """Check order and bounds, block by block, so that no look-up can leave the tracks."""
-        for _, _, kind, reserved in PACK.iter_unpack(self._packs):
-            if kind not in set(Kind) or any(reserved):
+        for _, _, kind, reserved, _, spare in PACK.iter_unpack(self._packs):
+            if kind not in set(Kind) or any(reserved) or any(spare):
                 raise format.corrupt(self.name, f"it names a pack of unknown kind {kind}")
         prefix, places = self.table.ids.prefix, self.table.places
         sizes = np.array([ref.size for ref in self.packs()], dtype=np.uint64)
@@ -214,7 +224,7 @@ class Segment:
             raise format.corrupt(self.name, "its fan-out table does not match its entries")
 
 
-def _parse_header(data: memoryview, *, name: str) -> tuple[int, int, int, str]:
+def _parse_header(data: memoryview, *, keys: Keys, name: str) -> tuple[int, int, int, str]:
     """Return entry count, pack count, filter size and session; all lengths and the MAC match."""
     if len(data) < HEADER.size + format.MAC_LENGTH:
         raise format.corrupt(name, f"{len(data)} bytes are too few for an index segment")
@@ -222,8 +232,10 @@ def _parse_header(data: memoryview, *, name: str) -> tuple[int, int, int, str]:
     magic, version, flags, epoch, domain, session, packs, filter_log2, count, spare, check = fields
     if magic != MAGIC or format.check_of(data[: HEADER.size - format.CHECK_LENGTH]) != check:
         raise format.corrupt(name, "its header is not an index segment's")
-    if version != format.VERSION or flags or epoch or domain != format.DOMAIN_NONE or any(spare):
+    if version != format.VERSION or flags or any(spare):
         raise format.corrupt(name, f"version {version} or flags {flags} are unknown here")
+    if (epoch, domain) != (keys.epoch, keys.domain):
+        raise format.corrupt(name, "it was written with a key that is not known here")
     if (
         count > ENTRIES_LIMIT
         or packs > PACKS_LIMIT
@@ -231,7 +243,8 @@ def _parse_header(data: memoryview, *, name: str) -> tuple[int, int, int, str]:
         or len(data) != _segment_size(count, packs, filter_log2)
     ):
         raise format.corrupt(name, f"{len(data)} bytes do not hold {count} entries")
-    if blake3.blake3(data[: -format.MAC_LENGTH]).digest() != data[-format.MAC_LENGTH :]:
+    mac = keys.start_mac().update(data[: -format.MAC_LENGTH]).digest()
+    if not hmac.compare_digest(mac, data[-format.MAC_LENGTH :]):
         raise format.corrupt(name, "its MAC does not match")
     return count, packs, filter_log2, format.unpack_session(session, name=name)
 
@@ -241,7 +254,9 @@ def _segment_size(count: int, packs: int, filter_log2: int) -> int:
     return fixed + packs * PACK.size + count * 48
 
 
-def seal_segment(table: Table, packs: Sequence[PackRef], *, session_id: str) -> list[bytes]:
+def seal_segment(
+    table: Table, packs: Sequence[PackRef], *, session_id: str, keys: Keys
+) -> list[bytes]:
     """Return an index segment as buffers; only the packs that its entries use are named."""
     used, ordinals = np.unique(table.places[:, 0], return_inverse=True)
     places = np.array(table.places, dtype="<u4")
@@ -256,20 +271,22 @@ def seal_segment(table: Table, packs: Sequence[PackRef], *, session_id: str) -> 
         table.ids.prefix >> np.uint64(56), np.arange(FAN_OUT), side="right"
     ).astype("<u4")
     head = HEADER.pack(
-        MAGIC, format.VERSION, 0, format.EPOCH_NONE, format.DOMAIN_NONE,
+        MAGIC, format.VERSION, 0, keys.epoch, keys.domain,
         format.pack_session(session_id), len(used), filter_log2, len(table), bytes(8), b"",
     )[: -format.CHECK_LENGTH]  # fmt: skip
     refs = [packs[ordinal] for ordinal in used]
     buffers = [
         head + format.check_of(head),
-        b"".join(PACK.pack(ref.id, ref.size, ref.kind, bytes(7)) for ref in refs),
+        b"".join(
+            PACK.pack(ref.id, ref.size, ref.kind, bytes(7), ref.wrapped, bytes(8)) for ref in refs
+        ),
         counted.tobytes(),
         seen.tobytes(),
         table.ids.prefix.astype("<u8").tobytes(),
         np.ascontiguousarray(table.ids.rest).tobytes(),
         places.tobytes(),
     ]
-    hasher = blake3.blake3()
+    hasher = keys.start_mac()
     for buffer in buffers:
         hasher.update(buffer)
     return [*buffers, hasher.digest()]

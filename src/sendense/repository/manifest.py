@@ -161,7 +161,7 @@ class Manifest:
         segments: names of the index segments that came with the backup.
         completed_at: when it was committed; within a VM it rises from backup to backup, even where
             the clock was set back.
-        immutable_until: None in this version.
+        immutable_until: nobody deletes it before, or None.
     """
 
     object_id: str
@@ -197,9 +197,9 @@ class Manifest:
         return next((disk for disk in self.disks if disk.key == key), None)
 
 
-def to_bytes(manifest: Manifest) -> bytes:
-    """Return the object of a manifest."""
-    return format.seal_frame(format.Frame.MANIFEST, record.dump(manifest))
+def to_body(manifest: Manifest) -> bytes:
+    """Return the body of a manifest's frame."""
+    return record.dump(manifest)
 
 
 def from_body(body: bytes, *, name: str) -> Manifest:

@@ -12,9 +12,11 @@ from enum import IntEnum
 import blake3
 
 from sendense.core import units
-from sendense.core.errors import Corrupt
+from sendense.core.errors import Corrupt, Exists
 from sendense.repository import chunk, format
-from sendense.repository.storage.base import Buffer, Storage
+from sendense.repository.keyed import KeyedStorage
+from sendense.repository.keys import WRAPPED_LENGTH, WRAPPED_NONE, Keys, PackKey, SealBroken
+from sendense.repository.storage.base import Buffer
 
 TARGET_BYTES = 32 * units.MIB  # one fsync for each; 64 MiB will be right for object stores
 META_TARGET_BYTES = 4 * units.MIB  # nodes of a map; readers of maps fetch single nodes anyway
@@ -31,8 +33,6 @@ BLOB = struct.Struct("<4sBBHII32s8s")
 ENTRY = struct.Struct("<32sQIIBBHI")
 FOOTER = struct.Struct("<8sQIIQ32s")
 assert (HEADER.size, BLOB.size, ENTRY.size, FOOTER.size) == (208, 56, 56, 64)
-
-_NODE_CONTEXT = "sendense repository v1 disk map node"
 
 
 class Kind(IntEnum):
@@ -78,11 +78,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class PackRef:
-    """A pack by name."""
+    """A pack by name.
+
+    Attributes:
+        wrapped: its key, sealed; zeros without encryption.
+    """
 
     id: bytes
     kind: Kind
     size: int
+    wrapped: bytes = WRAPPED_NONE
 
     @property
     def name(self) -> str:
@@ -105,26 +110,26 @@ def name_of(kind: Kind, pack_id: bytes) -> str:
     return f"{kind.folder}/{text[:2]}/{text}"
 
 
-def identify_node(data: Buffer) -> bytes:
-    """Return the id of a disk map's node; can never equal the id of a chunk of the same bytes."""
-    return blake3.blake3(data, derive_key_context=_NODE_CONTEXT).digest()
-
-
 class PackBuilder:
-    """Gathers blobs for one pack. Copies none of them. Use each builder for one pack only."""
+    """Gathers blobs for one pack. Copies none of them. Use each builder for one pack only.
 
-    def __init__(self, kind: Kind, *, session_id: str, salt: bytes) -> None:
+    They are sealed last, in `seal`: that is another thread's work.
+    """
+
+    def __init__(self, kind: Kind, *, session_id: str, salt: bytes, keys: Keys) -> None:
         assert len(salt) == SALT_LENGTH
         self._kind = kind
+        self._keys = keys
+        self._key = keys.new_pack()
         head = HEADER.pack(
             MAGIC,
             format.VERSION,
             FLAG_META if kind is Kind.META else 0,
-            format.EPOCH_NONE,
-            format.DOMAIN_NONE,
+            keys.epoch,
+            keys.domain,
             salt,
             format.pack_session(session_id),
-            bytes(64),
+            self._key.wrapped,
             bytes(8),
             b"",
         )[: -format.CHECK_LENGTH]
@@ -139,13 +144,14 @@ class PackBuilder:
         self, blob_type: BlobType, codec: int, blob_id: bytes, stored: Buffer, *, plain_length: int
     ) -> Entry:
         """Append a blob and return where it lies. `stored` must not change afterwards."""
-        head = BLOB.pack(BLOB_MAGIC, blob_type, codec, 0, len(stored), plain_length, blob_id, b"")[
+        length = len(stored) + self._keys.overhead
+        head = BLOB.pack(BLOB_MAGIC, blob_type, codec, 0, length, plain_length, blob_id, b"")[
             : -format.CHECK_LENGTH
         ]
         self._buffers += (head + format.check_of(head), stored)
-        entry = Entry(blob_id, self.size, len(stored), plain_length, blob_type, codec)
+        entry = Entry(blob_id, self.size, length, plain_length, blob_type, codec)
         self._entries.append(entry)
-        self.size += BLOB.size + len(stored)
+        self.size += BLOB.size + length
         return entry
 
     def seal(self) -> SealedPack:
@@ -154,8 +160,11 @@ class PackBuilder:
         Raises Corrupt where one does not: the machine's memory is bad, and nothing was put yet.
         """
         for index, entry in enumerate(self._entries):
-            head, stored = self._buffers[1 + 2 * index], self._buffers[2 + 2 * index]
-            _open_parts(memoryview(head), stored, entry.id, name="pack in memory")
+            head = memoryview(self._buffers[1 + 2 * index])
+            stored = self._key.seal(entry.offset, head, self._buffers[2 + 2 * index])
+            self._buffers[2 + 2 * index] = stored
+            opened = _Opened(self._keys, self._key, "pack in memory", entry.offset)
+            _open_parts(opened, head, stored, entry.id)
         directory = b"".join(
             ENTRY.pack(e.id, e.offset, e.stored_length, e.plain_length, e.type, e.codec, 0, 0)
             for e in self._entries
@@ -173,44 +182,98 @@ class PackBuilder:
         hasher = blake3.blake3()
         for buffer in self._buffers:
             hasher.update(buffer)
-        ref = PackRef(hasher.digest(), self._kind, total)
+        ref = PackRef(hasher.digest(), self._kind, total, self._key.wrapped)
         return SealedPack(ref, tuple(self._entries), tuple(self._buffers))
 
 
-def open_blob(data: Buffer, blob_id: bytes, *, name: str) -> bytes:
+def put(storage: KeyedStorage, sealed: SealedPack) -> None:
+    """Put a pack. Its name is random, so Exists can only be an earlier try of this very put."""
+    try:
+        storage.put_if_absent(sealed.ref.name, sealed.buffers)
+    except Exists:
+        if storage.size(sealed.ref.name) != sealed.ref.size:
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a blob lies in: the pack's key and name, and the blob's place."""
+
+    keys: Keys
+    key: PackKey
+    name: str
+    offset: int
+
+
+def open_blob(keys: Keys, ref: PackRef, offset: int, data: Buffer, blob_id: bytes) -> bytes:
     """Return the plain bytes of a blob from its header and stored bytes.
 
     Never returns wrong bytes: raises Corrupt unless they hash to `blob_id`.
     """
     view = memoryview(data)
-    return _open_parts(view, view[BLOB.size :], blob_id, name=name)
+    opened = _open_pack(keys, ref, offset)
+    return _open_parts(opened, view[: BLOB.size], view[BLOB.size :], blob_id)
 
 
-def _open_parts(head: memoryview, stored: Buffer, blob_id: bytes, *, name: str) -> bytes:
-    entry = parse_blob_header(head, name=name)
+def unseal_blob(keys: Keys, ref: PackRef, offset: int, data: Buffer) -> tuple[Entry, Buffer]:
+    """Return what a blob's header says and its bytes as a builder takes them, not decoded.
+
+    Raises Corrupt. Nobody has compared them with the id yet: a builder does when it seals.
+    """
+    view = memoryview(data)
+    return _unseal(_open_pack(keys, ref, offset), view[: BLOB.size], view[BLOB.size :])
+
+
+def _open_pack(keys: Keys, ref: PackRef, offset: int) -> _Opened:
+    return _Opened(keys, _open_key(keys, ref.wrapped, name=ref.name), ref.name, offset)
+
+
+def _open_key(keys: Keys, wrapped: bytes, *, name: str) -> PackKey:
+    try:
+        return keys.open_pack(wrapped)
+    except SealBroken:
+        raise format.corrupt(name, "its key does not open") from None
+
+
+def _open_parts(opened: _Opened, head: memoryview, stored: Buffer, blob_id: bytes) -> bytes:
+    name, keys = opened.name, opened.keys
+    entry, packed = _unseal(opened, head, stored)
     if entry.id != blob_id:
         raise format.corrupt(name, f"blob {entry.id.hex()} lies where {blob_id.hex()} should")
-    if len(stored) != entry.stored_length:
-        raise format.corrupt(
-            name, f"blob {blob_id.hex()} has {len(stored)} bytes of {entry.stored_length}"
+    plain = chunk.decompress(entry.codec, packed, plain_length=entry.plain_length)
+    is_chunk = entry.type == BlobType.CHUNK
+    found = keys.identify(plain) if is_chunk else keys.identify_node(plain)
+    if found != blob_id:
+        raise Corrupt(
+            f"object {name} is damaged: blob {blob_id.hex()} decodes to bytes with id"
+            f" {found.hex()}",
+            kind="chunk-corrupt" if is_chunk else "object-corrupt",
+            name=name,
+            chunk_id=blob_id.hex(),
         )
-    if entry.type == BlobType.CHUNK:
-        plain = chunk.decode(entry.codec, stored, plain_length=entry.plain_length, chunk_id=blob_id)
-    else:
-        plain = chunk.decompress(entry.codec, stored, plain_length=entry.plain_length)
-        if identify_node(plain) != blob_id:
-            raise format.corrupt(name, f"node {blob_id.hex()} does not match its id")
     return plain
 
 
-def parse_blob_header(data: memoryview, *, name: str, offset: int = 0) -> Entry:
-    """Return what a blob's header says, or raise Corrupt."""
+def _unseal(opened: _Opened, head: memoryview, stored: Buffer) -> tuple[Entry, Buffer]:
+    name = opened.name
+    entry = _parse_blob_header(head, name=name, offset=opened.offset, overhead=opened.keys.overhead)
+    if len(stored) != entry.stored_length:
+        raise format.corrupt(
+            name, f"blob {entry.id.hex()} has {len(stored)} bytes of {entry.stored_length}"
+        )
+    try:
+        return entry, opened.key.open(opened.offset, head, stored)
+    except SealBroken:
+        raise format.corrupt(name, f"the seal of blob {entry.id.hex()} is broken") from None
+
+
+def _parse_blob_header(data: memoryview, *, name: str, offset: int, overhead: int) -> Entry:
     if len(data) < BLOB.size:
         raise format.corrupt(name, "a blob's header is cut off")
     magic, blob_type, codec, flags, stored, plain, blob_id, check = BLOB.unpack_from(data)
     if magic != BLOB_MAGIC or format.check_of(data[: BLOB.size - format.CHECK_LENGTH]) != check:
         raise format.corrupt(name, f"no blob's header lies at byte {offset}")
-    if flags or not _is_plausible(blob_type, codec, stored, plain):
+    if flags or not _is_plausible(blob_type, codec, stored - overhead, plain):
         raise format.corrupt(name, f"the blob at byte {offset} is of an unknown kind or size")
     return Entry(blob_id, offset, stored, plain, blob_type, codec)
 
@@ -220,13 +283,33 @@ def _is_plausible(blob_type: int, codec: int, stored: int, plain: int) -> bool:
     return known and 0 < plain <= PLAIN_LENGTH_MAX[BlobType(blob_type)] and 0 < stored <= plain
 
 
-def read_directory(storage: Storage, ref: PackRef) -> list[Entry]:
+def read_ref(storage: KeyedStorage, name: str) -> PackRef:
+    """Return a stored pack with its size and key, from its header. Raises NotFound or Corrupt."""
+    size = storage.size(name)
+    head = storage.get_range(name, 0, min(size, HEADER.size))
+    found = parse_header(head, keys=storage.keys, name=name)
+    try:
+        pack_id = bytes.fromhex(name.rpartition("/")[2])
+    except ValueError:
+        raise format.corrupt(name, "its name is not a pack's") from None
+    return PackRef(pack_id, found.kind, size, found.wrapped)
+
+
+def read_directory(storage: KeyedStorage, ref: PackRef) -> list[Entry]:
     """Return where the blobs of a stored pack lie, from its end. Raises NotFound or Corrupt."""
     name = ref.name
     size = storage.size(name)
     if size != ref.size or not HEADER.size + FOOTER.size <= size <= SIZE_MAX:
         raise format.corrupt(name, f"it has {size} bytes where {ref.size} should be")
     footer = storage.get_range(name, size - FOOTER.size, FOOTER.size)
+    start, length, digest = _parse_footer(footer, size=size, name=name)
+    directory = storage.get_range(name, start, length)
+    overhead = storage.keys.overhead
+    return list(_parse_directory(directory, digest, blobs_end=start, name=name, overhead=overhead))
+
+
+def _parse_footer(footer: bytes, *, size: int, name: str) -> tuple[int, int, bytes]:
+    """Return where the directory of a pack begins, its length and its hash."""
     magic, start, count, reserved, total, digest = FOOTER.unpack(footer)
     length = count * ENTRY.size
     if (
@@ -237,20 +320,21 @@ def read_directory(storage: Storage, ref: PackRef) -> list[Entry]:
         or start + length + FOOTER.size != size
     ):
         raise format.corrupt(name, "its footer does not describe it")
-    directory = storage.get_range(name, start, length)
+    return start, length, digest
+
+
+def _parse_directory(
+    directory: bytes, digest: bytes, *, blobs_end: int, name: str, overhead: int
+) -> Iterator[Entry]:
+    """Yield the entries, which must lie one behind the other from header to directory."""
     if blake3.blake3(directory).digest() != digest:
         raise format.corrupt(name, "its directory does not match its checksum")
-    return list(_parse_directory(directory, blobs_end=start, name=name))
-
-
-def _parse_directory(directory: bytes, *, blobs_end: int, name: str) -> Iterator[Entry]:
-    """Yield the entries, which must lie one behind the other from header to directory."""
     expected = HEADER.size
     for fields in ENTRY.iter_unpack(directory):
         blob_id, offset, stored, plain, blob_type, codec, flags, reserved = fields
         if offset != expected or flags or reserved:
             raise format.corrupt(name, f"its directory leads to byte {offset}")
-        if not _is_plausible(blob_type, codec, stored, plain):
+        if not _is_plausible(blob_type, codec, stored - overhead, plain):
             raise format.corrupt(name, f"the blob at byte {offset} is of an unknown kind or size")
         yield Entry(blob_id, offset, stored, plain, blob_type, codec)
         expected = offset + BLOB.size + stored
@@ -258,8 +342,17 @@ def _parse_directory(directory: bytes, *, blobs_end: int, name: str) -> Iterator
         raise format.corrupt(name, f"its directory leaves out bytes {expected} to {blobs_end}")
 
 
-def parse_header(data: Buffer, *, name: str) -> tuple[Kind, str]:
-    """Return a pack's kind and the session that wrote it, or raise Corrupt."""
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a pack's header says: kind, session that wrote it, and its key, sealed."""
+
+    kind: Kind
+    session_id: str
+    wrapped: bytes
+
+
+def parse_header(data: Buffer, *, keys: Keys, name: str) -> Header:
+    """Return what a pack's header says, or raise Corrupt."""
     if len(data) < HEADER.size:
         raise format.corrupt(name, "it is shorter than a header")
     fields = HEADER.unpack_from(data)
@@ -268,32 +361,49 @@ def parse_header(data: Buffer, *, name: str) -> tuple[Kind, str]:
         raise format.corrupt(name, f"magic {magic!r} is not a pack's")
     if format.check_of(memoryview(data)[: HEADER.size - format.CHECK_LENGTH]) != check:
         raise format.corrupt(name, "its header does not match its checksum")
-    if version != format.VERSION or flags & ~FLAG_META or epoch or domain != format.DOMAIN_NONE:
+    if version != format.VERSION or flags & ~FLAG_META:
         raise format.corrupt(name, f"version {version} or flags {flags} are unknown here")
-    if any(slot) or any(reserved):
-        raise format.corrupt(name, "it is sealed with a key that this version cannot use")
-    return Kind(flags & FLAG_META), format.unpack_session(session, name=name)
+    if (epoch, domain) != (keys.epoch, keys.domain) or any(slot[WRAPPED_LENGTH:]) or any(reserved):
+        raise format.corrupt(name, "it is sealed with a key that is not known here")
+    kind = Kind(flags & FLAG_META)
+    return Header(kind, format.unpack_session(session, name=name), slot[:WRAPPED_LENGTH])
 
 
-def verify(data: bytes, ref: PackRef, *, on_blob: Callable[[Entry], None] | None = None) -> None:
+def missing(ref: PackRef) -> Corrupt:
+    """Return the error for a pack that the index names and that is not there."""
+    return format.corrupt(ref.name, "the index names it, and it is gone", kind="pack-missing")
+
+
+def verify_stored(data: bytes, ref: PackRef) -> None:
+    """Check that a whole pack's bytes hash to its name, which needs no key. Raises Corrupt."""
+    if blake3.blake3(data).digest() != ref.id:
+        raise format.corrupt(ref.name, "its bytes do not hash to its name", kind="pack-corrupt")
+
+
+def verify(
+    data: bytes, ref: PackRef, keys: Keys, *, on_blob: Callable[[Entry], None] | None = None
+) -> None:
     """Check a whole pack: its name, header, directory and every blob's id. Raises Corrupt."""
     name = ref.name
-    if blake3.blake3(data).digest() != ref.id:
-        raise format.corrupt(name, "its bytes do not hash to its name", kind="pack-corrupt")
-    kind, _ = parse_header(data, name=name)
-    if kind is not ref.kind:
+    verify_stored(data, ref)
+    found = parse_header(data, keys=keys, name=name)
+    if found.kind is not ref.kind:
         raise format.corrupt(name, "it lies in the wrong folder")
+    if found.wrapped != ref.wrapped:
+        raise format.corrupt(name, "its key is not the one that the index has")
     view = memoryview(data)
-    for entry in _entries_of(data, ref):
+    for entry in _entries_of(data, ref, keys):
         blob = view[entry.offset : entry.offset + BLOB.size + entry.stored_length]
-        open_blob(blob, entry.id, name=name)
+        open_blob(keys, ref, entry.offset, blob, entry.id)
         if on_blob is not None:
             on_blob(entry)
 
 
-def _entries_of(data: bytes, ref: PackRef) -> list[Entry]:
-    if len(data) != ref.size:
+def _entries_of(data: bytes, ref: PackRef, keys: Keys) -> list[Entry]:
+    if len(data) != ref.size or ref.size < HEADER.size + FOOTER.size:
         raise Corrupt(f"pack {ref.name} has {len(data)} bytes, not {ref.size}", kind="pack-corrupt")
-    start, count = struct.unpack_from("<QI", data, len(data) - FOOTER.size + 8)
-    directory = data[start : start + count * ENTRY.size]
-    return list(_parse_directory(directory, blobs_end=start, name=ref.name))
+    start, length, digest = _parse_footer(data[-FOOTER.size :], size=ref.size, name=ref.name)
+    directory = data[start : start + length]
+    return list(
+        _parse_directory(directory, digest, blobs_end=start, name=ref.name, overhead=keys.overhead)
+    )

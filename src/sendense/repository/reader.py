@@ -11,15 +11,16 @@ from types import TracebackType
 from typing import Self
 
 from sendense.core import extent, units
-from sendense.core.errors import NotFound
+from sendense.core.errors import Corrupt, NotFound, SendenseError
 from sendense.core.extent import Extent
 from sendense.repository import format, pack
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.diskmap import LoadNode, MapReader
 from sendense.repository.index import Place
+from sendense.repository.keyed import KeyedStorage
 from sendense.repository.manifest import DiskRecord
-from sendense.repository.segments import Segments
-from sendense.repository.storage.base import Storage
+from sendense.repository.salvage import Salvage
+from sendense.repository.segments import Segments, nowhere
 
 READS_IN_FLIGHT_MAX = 16  # ranged reads: what an object store needs to fill a fast link
 BYTES_IN_FLIGHT_MAX = 64 * units.MIB  # plain bytes decoded or about to be, and not yet consumed
@@ -51,15 +52,22 @@ class DiskReader:
         self,
         disk: DiskRecord,
         *,
-        storage: Storage,
+        storage: KeyedStorage,
         segments: Segments,
         load_node: LoadNode,
+        salvage: Salvage | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.disk = disk
         self._storage = storage
         self._segments = segments
-        self._map = MapReader(disk.root, chunk_count=disk.chunk_count, load=load_node)
+        self._salvage = salvage
+        self._map = MapReader(
+            disk.root,
+            chunk_count=disk.chunk_count,
+            load=load_node,
+            on_lost=self._lose_chunks if salvage else None,
+        )
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._on_close = on_close
 
@@ -167,33 +175,71 @@ class DiskReader:
         """Yield the chunks of a window as ranged reads, in order of first use of each pack."""
         ids = list(window)
         by_pack: dict[bytes, list[_Wanted]] = {}
-        for chunk_id, place in zip(ids, self._segments.locate(ids), strict=True):
-            by_pack.setdefault(place.pack.id, []).append(_Wanted(chunk_id, place, window[chunk_id]))
-        for wanted in by_pack.values():
-            wanted.sort(key=lambda one: one.place.offset)
-            yield from _coalesced(wanted)
+        for chunk_id, place in zip(ids, self._locate(window), strict=True):
+            if place is not None:
+                wanted = _Wanted(chunk_id, place, window[chunk_id])
+                by_pack.setdefault(place.pack.id, []).append(wanted)
+        for neighbours in by_pack.values():
+            neighbours.sort(key=lambda one: one.place.offset)
+            yield from _coalesced(neighbours)
+
+    def _locate(self, window: dict[bytes, list[Piece]]) -> Sequence[Place | None]:
+        """Return where chunks lie; None, after telling, for one that is nowhere in a salvage."""
+        ids = list(window)
+        if self._salvage is None:
+            return self._segments.locate(ids)
+        places = self._segments.find(ids)
+        for chunk_id, place in zip(ids, places, strict=True):
+            if place is None:
+                self._lose(window[chunk_id], nowhere(chunk_id))
+        return places
 
     def _read_group(self, group: Sequence[_Wanted]) -> list[tuple[int, bytes]]:
         """Read one range and decode its chunks; on a reading thread."""
+        start = group[0].place.offset
         try:
             data = _read_range(self._storage, group)
+            return [
+                filled
+                for one in group
+                for filled in self._fill(one, data, one.place.offset - start)
+            ]
         except NotFound:
             # A collector may have moved the chunks since the index was read: look again, once.
             self._segments.refresh()
-            places = self._segments.locate([one.id for one in group])
-            return [
-                filled
-                for one, place in zip(group, places, strict=True)
-                for filled in self._fill(one, _read_range(self._storage, [_moved(one, place)]), 0)
-            ]
-        start = group[0].place.offset
-        return [
-            filled for one in group for filled in self._fill(one, data, one.place.offset - start)
-        ]
+        except Corrupt:
+            pass  # one of them, or the only place of one of them, or not: look at each
+        return [filled for one in group for filled in self._read_anywhere(one)]
+
+    def _read_anywhere(self, one: _Wanted) -> list[tuple[int, bytes]]:
+        """Read one chunk wherever it lies."""
+
+        def read(place: Place) -> list[tuple[int, bytes]]:
+            moved = _Wanted(one.id, place, one.pieces)
+            return list(self._fill(moved, _read_range(self._storage, [moved]), 0))
+
+        try:
+            return self._segments.read_anywhere(one.id, read)
+        except Corrupt as error:
+            if self._salvage is None:
+                raise
+            self._lose(one.pieces, error)
+            return []
+
+    def _lose(self, pieces: Iterable[Piece], error: SendenseError) -> None:
+        assert self._salvage is not None, "otherwise the error is raised"
+        for offset, _, length in pieces:
+            self._salvage.add(offset, length, error)
+
+    def _lose_chunks(self, start: int, count: int, error: SendenseError) -> None:
+        size = self.disk.chunk_size
+        begin, end = start * size, min((start + count) * size, self.size_bytes)
+        self._lose([(begin, 0, end - begin)], error)
 
     def _fill(self, one: _Wanted, data: memoryview, at: int) -> Iterator[tuple[int, bytes]]:
         blob = data[at : at + pack.BLOB.size + one.place.stored_length]
-        plain = pack.open_blob(blob, one.id, name=one.place.pack.name)
+        place = one.place
+        plain = pack.open_blob(self._storage.keys, place.pack, place.offset, blob, one.id)
         for offset, within, length in one.pieces:
             if within + length > len(plain):
                 raise format.corrupt(
@@ -206,19 +252,16 @@ class DiskReader:
             self._cache.move_to_end(chunk_id)
             return self._cache[chunk_id]
         place = self._segments.locate([chunk_id])[0]
-        ((_, data),) = self._read_group([_Wanted(chunk_id, place, [(0, 0, length)])])
+        found = self._read_group([_Wanted(chunk_id, place, [(0, 0, length)])])
+        data = found[0][1]
         self._cache[chunk_id] = data
         while len(self._cache) * self.disk.chunk_size > CACHE_BYTES:
             self._cache.popitem(last=False)
         return data
 
 
-def _moved(one: _Wanted, place: Place) -> _Wanted:
-    return _Wanted(one.id, place, one.pieces)
-
-
 def _coalesced(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
-    """Yield neighbours in one pack as groups, each for one ranged read."""
+    """Yield neighbours in one pack, at least one, as groups, each for one ranged read."""
     group: list[_Wanted] = []
     for one in wanted:
         if group:
@@ -229,15 +272,14 @@ def _coalesced(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
                 yield group
                 group = []
         group.append(one)
-    if group:
-        yield group
+    yield group
 
 
 def _end(one: _Wanted) -> int:
     return one.place.offset + pack.BLOB.size + one.place.stored_length
 
 
-def _read_range(storage: Storage, group: Sequence[_Wanted]) -> memoryview:
+def _read_range(storage: KeyedStorage, group: Sequence[_Wanted]) -> memoryview:
     start = group[0].place.offset
     length = _end(group[-1]) - start
     return memoryview(storage.get_range(group[0].place.pack.name, start, length))

@@ -10,6 +10,7 @@ from sendense.core import units
 from sendense.core.clock import Clock
 from sendense.core.errors import (
     Conflict,
+    Corrupt,
     Denied,
     Exists,
     Invalid,
@@ -17,12 +18,18 @@ from sendense.core.errors import (
     NotFound,
 )
 from sendense.core.ids import IdSource
-from sendense.repository import descriptor, format, pack, record, session
+from sendense.repository import descriptor, format, mending, pack, record, session
 from sendense.repository.backups import Backups, Parent, Tombstone
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.commit import Endings
 from sendense.repository.descriptor import RepositorySettings
 from sendense.repository.format import Frame
+from sendense.repository.gc import records
+from sendense.repository.gc.state import Collected
+from sendense.repository.index import Place
+from sendense.repository.keyed import Keyed
+from sendense.repository.keys import Keys
+from sendense.repository.locking import Locking
 from sendense.repository.manifest import (
     DiskIdentity,
     DiskRecord,
@@ -31,9 +38,10 @@ from sendense.repository.manifest import (
     Mode,
 )
 from sendense.repository.reader import DiskReader
+from sendense.repository.salvage import Salvage
 from sendense.repository.segments import Segments
 from sendense.repository.session import Attempt, Outcome, Registration, Role
-from sendense.repository.storage.base import Capacity, Storage
+from sendense.repository.storage.base import Buffer, Capacity, Storage
 from sendense.repository.writer import DiskWriter
 
 READER_TOKEN_LENGTH = 16
@@ -93,19 +101,22 @@ class Repository:
         self,
         storage: Storage,
         found: descriptor.Descriptor,
+        keys: Keys,
         *,
         clock: Clock,
         ids: IdSource,
         reserve: Reserve,
     ) -> None:
-        self.storage = storage
+        self.storage = Keyed(storage, keys)
         self.descriptor = found
         self.clock = clock
         self.ids = ids
         self.reserve = reserve
-        self.segments = Segments(storage)
-        self.backups = Backups(storage, clock=clock, ids=ids)
-        self._endings = Endings(storage, self.backups, clock, ids)
+        self.collected = Collected(self.storage)
+        self.segments = Segments(self.storage, self.collected)
+        self.backups = Backups(self.storage, self.collected, clock=clock, ids=ids)
+        self.locking = Locking(self.storage, found, clock)
+        self.endings = Endings(self.storage, self.backups, self.collected, self.locking, clock, ids)
 
     @classmethod
     def create(
@@ -120,19 +131,26 @@ class Repository:
         """Make an empty repository and open it; see `descriptor.create` for what it refuses."""
         repository_id = ids.random_bytes(descriptor.ID_BYTES).hex()
         made = descriptor.create(storage, settings, repository_id=repository_id, at=clock.now())
-        return cls(storage, made, clock=clock, ids=ids, reserve=reserve)
+        keys = descriptor.unlock(made, settings.root_key)
+        return cls(storage, made, keys, clock=clock, ids=ids, reserve=reserve)
 
     @classmethod
     def open(
         cls,
         storage: Storage,
         *,
+        root_key: bytes | None = None,
         clock: Clock,
         ids: IdSource,
         reserve: Reserve = Reserve(),
     ) -> Self:
-        """Open a repository; see `descriptor.get` for what it refuses. Writes nothing."""
-        opened = cls(storage, descriptor.get(storage), clock=clock, ids=ids, reserve=reserve)
+        """Open a repository, by its root key where it is encrypted. Writes nothing.
+
+        See `descriptor.get` and `descriptor.unlock` for what it refuses.
+        """
+        found = descriptor.get(storage)
+        keys = descriptor.unlock(found, root_key)
+        opened = cls(storage, found, keys, clock=clock, ids=ids, reserve=reserve)
         opened.segments.refresh()
         return opened
 
@@ -150,6 +168,10 @@ class Repository:
     def compression_level(self) -> int:
         """Level for `chunk.encode`."""
         return self.descriptor.compression_level
+
+    def identify(self, data: Buffer) -> bytes:
+        """Return the id that a chunk of these plain bytes has here."""
+        return self.storage.keys.identify(data)
 
     # Backups.
 
@@ -185,7 +207,7 @@ class Repository:
         """
         descriptor.require_writable(self.descriptor)
         self.require_room(0)
-        self._endings.settle_all()
+        self.endings.settle_all()
         outcome = session.find_outcome(self.storage, session_id)
         if outcome is not None:
             raise Conflict(
@@ -195,9 +217,10 @@ class Repository:
                 state=str(outcome.state),
             )
         self._register(session_id, Role.WRITER, parents)
-        # Only after registering: a collector that began before sees the session and spares the
-        # parents; one that begins later has not deleted anything yet.
-        self.segments.refresh()
+        # Only after registering: a collector that condemned something before is heeded, and one
+        # that does it later sees the session, spares its parents and waits for its end.
+        self._refresh_index()
+        self.segments.view.require_whole()
         for backup_id in parents:
             self._get_parent(backup_id)
 
@@ -227,6 +250,7 @@ class Repository:
         if not 0 < disk.size_bytes <= DISK_SIZE_MAX:
             raise Invalid(f"disk {disk.key} has {disk.size_bytes} bytes", kind="disk-size-invalid")
         self.segments.refresh()
+        self.segments.view.require_whole()
         if self.segments.damaged:
             raise next(iter(self.segments.damaged.values()))
         parent = (
@@ -254,13 +278,13 @@ class Repository:
     def commit(self, session_id: str, draft: ManifestDraft) -> Manifest:
         """Make the backup exist; see `Endings.commit`."""
         descriptor.require_writable(self.descriptor)
-        made = self._endings.commit(session_id, draft)
+        made = self.endings.commit(session_id, draft)
         self.segments.refresh()
         return made
 
     def abort(self, session_id: str, reason: str) -> Outcome:
         """End a session without a backup, or find that it was committed."""
-        return self._endings.abort(session_id, reason)
+        return self.endings.abort(session_id, reason)
 
     def find_outcome(self, session_id: str) -> Outcome | None:
         """Return how a session ended, or None while it has not."""
@@ -268,12 +292,16 @@ class Repository:
 
     def settle_sessions(self) -> int:
         """Complete sessions that were decided before a crash; return how many."""
-        return self._endings.settle_all()
+        return self.endings.settle_all()
 
     # Reading.
 
-    def open_disk_reader(self, backup_id: str, disk_key: int) -> DiskReader:
+    def open_disk_reader(
+        self, backup_id: str, disk_key: int, *, salvage: Salvage | None = None
+    ) -> DiskReader:
         """Open a disk of a backup for reading, as a registered reader where that can be written.
+
+        What cannot be read raises Corrupt, or is zeros and told to `salvage`.
 
         Raises NotFound for an unknown or deleted backup (kind `backup-unknown`) or a disk that it
         does not hold (`disk-unknown`).
@@ -282,7 +310,7 @@ class Repository:
         name = self._register_reader(session_id, backup_id)
         try:
             disk = self._get_disk(backup_id, disk_key)
-            self.segments.refresh()
+            self._refresh_index()
         except BaseException:
             self._end_reader(name)
             raise
@@ -291,15 +319,17 @@ class Repository:
             storage=self.storage,
             segments=self.segments,
             load_node=self.get_node,
+            salvage=salvage,
             on_close=lambda: self._end_reader(name),
         )
 
     def get_node(self, node_id: bytes) -> bytes:
         """Return the plain bytes of a disk map's node. Raises Corrupt."""
-        place = self.segments.locate([node_id])[0]
-        length = pack.BLOB.size + place.stored_length
-        data = self.storage.get_range(place.pack.name, place.offset, length)
-        return pack.open_blob(data, node_id, name=place.pack.name)
+        try:
+            return self._read_node(node_id, self.segments.locate([node_id])[0])
+        except (Corrupt, NotFound):
+            self.segments.refresh()  # a collector may have moved it since the index was read
+        return self.segments.read_anywhere(node_id, lambda place: self._read_node(node_id, place))
 
     # The place.
 
@@ -357,6 +387,25 @@ class Repository:
 
     # Inside.
 
+    def _read_node(self, node_id: bytes, place: Place) -> bytes:
+        length = pack.BLOB.size + place.stored_length
+        data = self.storage.get_range(place.pack.name, place.offset, length)
+        return pack.open_blob(self.storage.keys, place.pack, place.offset, data, node_id)
+
+    def _refresh_index(self) -> None:
+        """Read the index, and rebuild what of it is lost, where that can be done."""
+        self.segments.refresh()
+        # A place that cannot be written, or packs that are gone too: who needs these finds out.
+        with contextlib.suppress(Corrupt, Denied, NoSpace):
+            self.mend_index()
+
+    def mend_index(self) -> list[str]:
+        """Rebuild what of the index is lost; see `mending.mend_index`."""
+        manifests, _ = self.backups.list_manifests()
+        return mending.mend_index(
+            self.storage, self.segments, lambda: self.segments.list_expected(manifests)
+        )
+
     def _get_disk(self, backup_id: str, disk_key: int) -> DiskRecord:
         disk = self.get_backup(backup_id).find_disk(disk_key)
         if disk is None:
@@ -381,12 +430,16 @@ class Repository:
 
     def _register(self, session_id: str, role: Role, backups: Sequence[str]) -> str:
         format.check_session_id(session_id)
-        made = Registration(session_id, role, tuple(backups), self.clock.now())
-        name = session.registration_name(made)
-        with contextlib.suppress(Exists):  # the same process, or one before it, has registered
-            self.storage.put_if_absent(
-                name, format.seal_frame(Frame.REGISTRATION, record.dump(made))
+        if records.is_collector(session_id):
+            raise Invalid(
+                f"{session_id!r} is kept for garbage collection",
+                kind="session-id-invalid",
+                session_id=session_id,
             )
+        made = Registration(session_id, role, tuple(backups), self.clock.now())
+        name = session.registration_name(self.storage.keys, made)
+        with contextlib.suppress(Exists):  # the same process, or one before it, has registered
+            format.put_frame(self.storage, Frame.REGISTRATION, name, record.dump(made))
         return name
 
     def _register_reader(self, session_id: str, backup_id: str) -> str | None:

@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-import blake3
-
 from sendense.core.errors import NotFound
-from sendense.repository import format, record
+from sendense.repository import format, pack, record
 from sendense.repository.chunk import ID_LENGTH
 from sendense.repository.format import Frame
-from sendense.repository.manifest import DiskIdentity, DiskRecord, Manifest, Mode
-from sendense.repository.pack import Kind, PackRef
-from sendense.repository.storage.base import Storage
+from sendense.repository.keyed import KeyedStorage
+from sendense.repository.keys import Keys
+from sendense.repository.manifest import DiskIdentity, DiskRecord, Manifest, Mode, check_disk
+from sendense.repository.pack import Kind
 
 FOLDER = "sessions/"
 OUTCOMES = "outcomes/"
@@ -47,7 +46,7 @@ class State(StrEnum):
 
     COMMITTED = "committed"
     ABORTED = "aborted"
-    FENCED = "fenced"  # by a collector, which believed it dead; reserved
+    FENCED = "fenced"  # by a collector, which believed it dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +85,9 @@ class CheckpointPack:
     size: int
 
     @property
-    def ref(self) -> PackRef:
-        """The pack."""
-        return PackRef(self.id, Kind.DATA, self.size)
+    def name(self) -> str:
+        """The object's name."""
+        return pack.name_of(Kind.DATA, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +148,16 @@ class Attempt:
     parent_backup_id: str | None
     parent_root: bytes
 
-    @property
-    def digest(self) -> str:
-        """A short hash for names."""
-        return _short_hash(record.dump(self))
+
+def attempt_digest(keys: Keys, attempt: Attempt) -> str:
+    """Return a short hash of an attempt, for names."""
+    return _short_hash(keys, record.dump(attempt))
 
 
-def registration_name(registration: Registration) -> str:
+def registration_name(keys: Keys, registration: Registration) -> str:
     """Return the object's name; equal contents but for the time have equal names."""
     text = "\n".join([registration.role, *registration.backups])
-    return f"{FOLDER}{registration.session_id}/registration-{_short_hash(text.encode())}"
+    return f"{FOLDER}{registration.session_id}/registration-{_short_hash(keys, text.encode())}"
 
 
 def disk_folder(session_id: str, key: int) -> str:
@@ -166,9 +165,9 @@ def disk_folder(session_id: str, key: int) -> str:
     return f"{FOLDER}{session_id}/disks/{key}/"
 
 
-def done_name(session_id: str, key: int, moment: str) -> str:
+def done_name(keys: Keys, session_id: str, key: int, moment: str) -> str:
     """Return the name of the record that a disk is written."""
-    return f"{disk_folder(session_id, key)}done-{_short_hash(moment.encode())}"
+    return f"{disk_folder(session_id, key)}done-{_short_hash(keys, moment.encode())}"
 
 
 def outcome_name(session_id: str) -> str:
@@ -176,7 +175,7 @@ def outcome_name(session_id: str) -> str:
     return OUTCOMES + format.check_session_id(session_id)
 
 
-def find_outcome(storage: Storage, session_id: str) -> Outcome | None:
+def find_outcome(storage: KeyedStorage, session_id: str) -> Outcome | None:
     """Return how a session ended, or None while it has not. Raises Corrupt."""
     name = outcome_name(session_id)
     try:
@@ -187,12 +186,14 @@ def find_outcome(storage: Storage, session_id: str) -> Outcome | None:
     committed = outcome.state is State.COMMITTED
     if outcome.session_id != session_id or committed != (outcome.manifest is not None):
         raise format.corrupt(name, "it is not the outcome of its session")
+    for disk in outcome.manifest.disks if outcome.manifest else ():
+        check_disk(disk, name=name)
     return outcome
 
 
-def find_done(storage: Storage, session_id: str, key: int, moment: str) -> Done | None:
+def find_done(storage: KeyedStorage, session_id: str, key: int, moment: str) -> Done | None:
     """Return the record of a written disk, or None. Raises Corrupt."""
-    name = done_name(session_id, key, moment)
+    name = done_name(storage.keys, session_id, key, moment)
     try:
         body = format.get_frame(storage, Frame.DONE, name)
     except NotFound:
@@ -203,8 +204,8 @@ def find_done(storage: Storage, session_id: str, key: int, moment: str) -> Done 
     return done
 
 
-def seal_checkpoint(head: CheckpointHead, runs: list[MapRun]) -> bytes:
-    """Return the object of a checkpoint."""
+def dump_checkpoint(head: CheckpointHead, runs: list[MapRun]) -> bytes:
+    """Return the body of a checkpoint."""
     text = record.dump(head)
     parts = [CHECKPOINT_HEAD.pack(len(text)), text]
     for run in runs:
@@ -212,10 +213,10 @@ def seal_checkpoint(head: CheckpointHead, runs: list[MapRun]) -> bytes:
             RUN.pack(run.start, run.count, RUN_IDS if run.ids else RUN_ZERO, bytes(7)),
             run.ids,
         )
-    return format.seal_frame(Frame.CHECKPOINT, b"".join(parts))
+    return b"".join(parts)
 
 
-def get_checkpoint(storage: Storage, name: str) -> tuple[CheckpointHead, list[MapRun]]:
+def get_checkpoint(storage: KeyedStorage, name: str) -> tuple[CheckpointHead, list[MapRun]]:
     """Return a checkpoint's parts. Raises NotFound or Corrupt."""
     body = format.get_frame(storage, Frame.CHECKPOINT, name)
     try:
@@ -240,5 +241,5 @@ def _parse_runs(body: bytes, at: int) -> list[MapRun]:
     return runs
 
 
-def _short_hash(data: bytes) -> str:
-    return blake3.blake3(data).hexdigest()[:HASH_DIGITS]
+def _short_hash(keys: Keys, data: bytes) -> str:
+    return keys.hash_name(data).hex()[:HASH_DIGITS]

@@ -8,33 +8,40 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from sendense.core.clock import Clock
 from sendense.core.errors import Corrupt, Exists, Invalid, NotFound
+from sendense.core.extent import Extent
 from sendense.core.ids import IdSource
 from sendense.repository import format, pack, record, segments, session
 from sendense.repository import index as index_module
 from sendense.repository.checkpoints import Checkpoints, Counted
 from sendense.repository.chunk import ID_LENGTH, ZERO_ID, Codec
-from sendense.repository.diskmap import MapBuilder, MapReader
+from sendense.repository.diskmap import MapBuilder
 from sendense.repository.format import Frame
 from sendense.repository.index import Segment, SessionIndex
+from sendense.repository.keyed import KeyedStorage
 from sendense.repository.manifest import DiskIdentity, DiskRecord, DiskTotals, Mode
-from sendense.repository.pack import BlobType, Kind, PackBuilder, PackRef, SealedPack
+from sendense.repository.pack import BlobType, Kind, PackBuilder, PackRef
+from sendense.repository.parent import ParentMap
 from sendense.repository.segments import Segments
 from sendense.repository.session import Attempt, CheckpointPack, Done, MapRun
-from sendense.repository.storage.base import Buffer, Storage
+from sendense.repository.storage.base import Buffer
 from sendense.repository.uploader import Uploader
 
 RUNS_MAX = 1 << 14  # runs of a checkpoint: bounds it where nothing new seals a pack
 IDS_MAX = 1 << 16  # ids of a checkpoint: 2 MiB
 VERIFY_BATCH = 1 << 12  # ids said to be known, looked up together
+CHECKPOINT_SECONDS_MAX = 600.0  # between signs of life: a sixth of what a collector waits for one
 
 
 class Place(Protocol):
     """What a writer needs of its repository."""
 
     @property
-    def storage(self) -> Storage:
+    def storage(self) -> KeyedStorage:
         """Where objects go."""
         ...
 
@@ -81,9 +88,6 @@ class DiskWriter:
         self._session_id = session_id
         self._attempt = attempt
         self._parent = parent
-        self._index = SessionIndex()
-        self._own_segments: list[Segment] = []
-        self._segment_count = 0
         self._parent_map = self._open_parent(parent)
         self._checkpoints = Checkpoints(place.storage, session_id, attempt, place.clock)
         self._begin()
@@ -92,19 +96,26 @@ class DiskWriter:
             self._replay()
         except (Corrupt, NotFound):
             # Checkpoints save time, never data: where they do not hold, begin anew.
+            self.close()
             self._checkpoints.take_over(discard=True)
             self._begin()
+        except BaseException:
+            self.close()
+            raise
         self.resume_index = self._map.position
-        self._uploader = Uploader()
 
     def _begin(self) -> None:
         """Set everything to the start of the disk."""
+        self._uploader = Uploader()
         self._index = SessionIndex()
+        self._own_segments: list[Segment] = []
+        self._segment_count = 0
         self._builders: dict[Kind, PackBuilder | None] = {Kind.DATA: None, Kind.META: None}
         self._ordinals: dict[Kind, int] = {}
         self._log: list[tuple[int, int, list[bytes]]] = []
         self._log_ids = 0
         self._unverified: list[bytes] = []
+        self._checkpoint_at = self._place.clock.monotonic() + CHECKPOINT_SECONDS_MAX
         self.counted = Counted()
         parent = self._parent if self._attempt.mode is Mode.INCREMENTAL else None
         self._seam = self._find_seam(parent)
@@ -121,10 +132,21 @@ class DiskWriter:
             return None
         return parent.chunk_count - 1 if parent.size_bytes % self.chunk_size else None
 
-    def _open_parent(self, parent: DiskRecord | None) -> MapReader | None:
+    def _open_parent(self, parent: DiskRecord | None) -> ParentMap | None:
         if parent is None or parent.chunk_size != self.chunk_size:
             return None
-        return MapReader(parent.root, chunk_count=parent.chunk_count, load=self._place.get_node)
+        lost = self._place.segments.list_lost()
+        found = ParentMap(parent, load=self._place.get_node, lost=lost)
+        # A full read compares only to save time.
+        return found if self._attempt.mode is Mode.INCREMENTAL or found.is_whole() else None
+
+    def list_lost(self) -> list[Extent]:
+        """Return which bytes of the parent lie only in packs that were found bad.
+
+        An incremental reads them again, so that they are stored again. Raises Corrupt, kind
+        `parent-damaged`, where it is nodes of the parent's map: then the disk is read in full.
+        """
+        return list(self._parent_map.list_lost()) if self._parent_map else []
 
     @property
     def disk(self) -> DiskIdentity:
@@ -145,6 +167,10 @@ class DiskWriter:
         """Return the plain length of a chunk."""
         return min(self.chunk_size, self.disk.size_bytes - index * self.chunk_size)
 
+    def identify(self, data: Buffer) -> bytes:
+        """Return the id of a chunk's plain bytes, not all of them zero. From any thread."""
+        return self._place.storage.keys.identify(data)
+
     def parent_id(self, index: int) -> bytes | None:
         """Return the id at the same place of the parent's map; None without a parent to compare.
 
@@ -159,10 +185,15 @@ class DiskWriter:
         """
         if not ids:
             return []
-        known = self._index.find_known(ids) | self._place.segments.find_known(ids)
+        known = self._find_own(ids) | self._place.segments.find_known(ids)
+        return [bool(flag) for flag in known]
+
+    def _find_own(self, ids: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """Return for each id whether this writer has stored it."""
+        known = self._index.find_known(ids)
         for segment in self._own_segments:
             known |= segment.find(index_module.Ids.of(ids)) >= 0
-        return [bool(flag) for flag in known]
+        return known
 
     def put_zero(self, start: int, count: int = 1) -> None:
         """Say that chunks are zeros. Costs next to nothing, whatever the count."""
@@ -220,11 +251,11 @@ class DiskWriter:
         if len(self._index):
             self._put_segment()
         done = Done(self._session_id, self._record(totals), tuple(self._segment_names()))
-        name = session.done_name(self._session_id, self.disk.key, self._attempt.moment)
+        name = session.done_name(
+            self._place.storage.keys, self._session_id, self.disk.key, self._attempt.moment
+        )
         try:
-            self._place.storage.put_if_absent(
-                name, format.seal_frame(Frame.DONE, record.dump(done))
-            )
+            format.put_frame(self._place.storage, Frame.DONE, name, record.dump(done))
         except Exists:
             found = session.find_done(
                 self._place.storage, self._session_id, self.disk.key, self._attempt.moment
@@ -265,7 +296,11 @@ class DiskWriter:
         else:
             self._log.append((start, count, ids))
         self._log_ids += len(ids)
-        if len(self._log) >= RUNS_MAX or self._log_ids >= IDS_MAX:
+        if (
+            len(self._log) >= RUNS_MAX
+            or self._log_ids >= IDS_MAX
+            or self._place.clock.monotonic() >= self._checkpoint_at
+        ):
             self._checkpoint()
 
     def _pass_seam(self, start: int, count: int) -> None:
@@ -278,6 +313,7 @@ class DiskWriter:
         self._verify_known()
         runs = [MapRun(start, count, b"".join(ids)) for start, count, ids in self._log]
         self._log, self._log_ids = [], 0
+        self._checkpoint_at = self._place.clock.monotonic() + CHECKPOINT_SECONDS_MAX
         position, counted = self._map.position, self.counted
 
         def put(refs: tuple[PackRef, ...]) -> None:
@@ -308,7 +344,8 @@ class DiskWriter:
         builder = self._builders[kind]
         if builder is None:
             salt = self._place.ids.random_bytes(pack.SALT_LENGTH)
-            builder = PackBuilder(kind, session_id=self._session_id, salt=salt)
+            keys = self._place.storage.keys
+            builder = PackBuilder(kind, session_id=self._session_id, salt=salt, keys=keys)
             self._builders[kind] = builder
             self._ordinals[kind] = len(self._index.packs)
             self._index.packs.append(None)
@@ -332,12 +369,12 @@ class DiskWriter:
         """Verify and store a pack; on the uploader's thread."""
         sealed = builder.seal()
         self._place.require_room(sealed.ref.size)
-        _put_once(self._place.storage, sealed)
+        pack.put(self._place.storage, sealed)
         self._index.packs[ordinal] = sealed.ref
         return sealed.ref
 
     def _store_node(self, data: bytes) -> bytes:
-        node_id = pack.identify_node(data)
+        node_id = self._place.storage.keys.identify_node(data)
         if not self.find_known([node_id])[0]:
             self._add(Kind.META, BlobType.NODE, Codec.RAW, node_id, data, len(data))
             if self._is_full(Kind.META):
@@ -357,24 +394,33 @@ class DiskWriter:
         assert len(refs) == len(self._index.packs), "every pack is put before it is indexed"
         self._segment_count += 1
         name = self._segment_names()[-1]
-        buffers = index_module.seal_segment(self._index.table(), refs, session_id=self._session_id)
+        buffers = index_module.seal_segment(
+            self._index.table(),
+            refs,
+            session_id=self._session_id,
+            keys=self._place.storage.keys,
+        )
         self._place.storage.put_if_absent(name, buffers)
         self._index.clear()
         return name
 
     def _segment_names(self) -> list[str]:
-        owner = self._checkpoints.owner
+        key, owner = self.disk.key, self._checkpoints.owner
+        attempt = session.attempt_digest(self._place.storage.keys, self._attempt)
         return [
-            segments.segment_name(self._session_id, self.disk.key, owner, number)
+            segments.segment_name(self._session_id, key, f"{attempt}.{owner}.{number}")
             for number in range(1, self._segment_count + 1)
         ]
 
     def _verify_known(self) -> None:
         """Look up what the caller said is known: a backup must never refer to nothing."""
         ids, self._unverified = self._unverified, []
-        known = self.find_known(ids)
-        if not all(known):
-            missing = ids[known.index(False)].hex()
+        if not ids:
+            return
+        # Condemned since it was found known, or the parent's: this session is waited for.
+        known = self._find_own(ids) | self._place.segments.find_held(ids)
+        if not known.all():
+            missing = ids[int(np.argmin(known))].hex()
             raise Invalid(
                 f"chunk {missing} is said to be known, but the repository does not hold it",
                 kind="chunk-unknown",
@@ -394,9 +440,13 @@ class DiskWriter:
         for head, runs in self._checkpoints.list_inherited():
             for found in head.packs:
                 ordinal = len(self._index.packs)
-                self._index.packs.append(found.ref)
-                for entry in pack.read_directory(self._place.storage, found.ref):
+                ref = pack.read_ref(self._place.storage, found.name)
+                if ref.size != found.size:
+                    raise format.corrupt(found.name, "a checkpoint names it with another size")
+                self._index.packs.append(ref)
+                for entry in pack.read_directory(self._place.storage, ref):
                     self._index.add(ordinal, entry)
+            self._spill()
             for run in runs:
                 self._replay_run(run)
             if head.resume_index != self._map.position:
@@ -438,12 +488,3 @@ class DiskWriter:
 
 def _discard(_: object) -> None:
     """Turn a job with a result into one without."""
-
-
-def _put_once(storage: Storage, sealed: SealedPack) -> None:
-    """Put a pack. Its name is random, so Exists can only be an earlier try of this very put."""
-    try:
-        storage.put_if_absent(sealed.ref.name, sealed.buffers)
-    except Exists:
-        if storage.size(sealed.ref.name) != sealed.ref.size:
-            raise

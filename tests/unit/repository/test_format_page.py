@@ -5,10 +5,18 @@ from pathlib import Path
 
 import blake3
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-from sendense.repository import diskmap, format, index, pack
+from sendense.repository import diskmap, format, index, pack, recovery
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.format import Frame
+from sendense.repository.keys import (
+    UNSEALED,
+    WRAPPED_NONE,
+    DomainKeys,
+    authenticate_descriptor,
+)
 from sendense.repository.pack import Kind, PackBuilder, PackRef
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "format.md").read_text()
@@ -28,17 +36,18 @@ def test_the_example_pack_is_read_as_the_page_says() -> None:
     ref = PackRef(blake3.blake3(data).digest(), Kind.DATA, len(data))
     assert f"Its name is `{ref.name}`" in PAGE
     found: list[pack.Entry] = []
-    pack.verify(data, ref, on_blob=found.append)
+    pack.verify(data, ref, UNSEALED, on_blob=found.append)
     (entry,) = found
     assert (entry.offset, entry.stored_length, entry.plain_length) == (0xD0, 5, 5)
     blob = data[entry.offset : entry.offset + pack.BLOB.size + 5]
-    assert pack.open_blob(blob, entry.id, name="example") == b"hello"
+    assert pack.open_blob(UNSEALED, ref, entry.offset, blob, entry.id) == b"hello"
     assert f"`{entry.id.hex()}`" in PAGE
-    assert pack.parse_header(data, name="example") == (Kind.DATA, "example")
+    header = pack.parse_header(data, keys=UNSEALED, name="example")
+    assert header == pack.Header(Kind.DATA, "example", WRAPPED_NONE)
 
 
 def test_the_example_pack_is_what_the_program_writes() -> None:
-    builder = PackBuilder(Kind.DATA, session_id="example", salt=bytes(range(32)))
+    builder = PackBuilder(Kind.DATA, session_id="example", salt=bytes(range(32)), keys=UNSEALED)
     chunk_id = blake3.blake3(b"hello").digest()
     builder.add(pack.BlobType.CHUNK, 0, chunk_id, b"hello", plain_length=5)
     assert b"".join(builder.seal().buffers) == _example("pack")
@@ -50,13 +59,13 @@ def test_the_example_node_is_read_and_written_as_the_page_says() -> None:
     assert [slot for slot, slot_id in enumerate(slots) if slot_id != ZERO_ID] == [9]
     assert slots[9] == blake3.blake3(b"hello").digest()
     assert diskmap.encode_node(0, slots) == data
-    assert f"The node's id is `{pack.identify_node(data).hex()}`" in PAGE
+    assert f"The node's id is `{UNSEALED.identify_node(data).hex()}`" in PAGE
 
 
 def test_the_example_frame_is_read_and_written_as_the_page_says() -> None:
     data = _example("frame")
-    assert format.open_frame(Frame.TOMBSTONE, data, name="example") == b'{"example":1}'
-    assert format.seal_frame(Frame.TOMBSTONE, b'{"example":1}') == data
+    assert format.open_frame(UNSEALED, Frame.TOMBSTONE, data, name="example") == b'{"example":1}'
+    assert format.seal_frame(UNSEALED, Frame.TOMBSTONE, b'{"example":1}') == data
 
 
 @pytest.mark.parametrize(
@@ -78,6 +87,41 @@ def test_the_tables_add_up_to_the_sizes_in_the_code(struct: object, title: str) 
     assert position == getattr(struct, "size", None)
 
 
+def test_the_example_recovery_key_is_what_the_program_writes_and_reads() -> None:
+    text = recovery.to_text(bytes(range(32)))
+    assert f"\n{text}\n" in PAGE
+    assert recovery.parse(text) == bytes(range(32))
+
+
+def test_the_keys_are_derived_as_the_page_says() -> None:
+    root = bytes(range(32))
+    made = DomainKeys(root)
+
+    def key(use: str) -> bytes:
+        assert f"`{use}`" in PAGE
+        context = f"sendense repository v1 {use}"
+        return blake3.blake3(root, derive_key_context=context).digest()
+
+    def hash_of(use: str) -> bytes:
+        return blake3.blake3(b"x", key=key(use)).digest()
+
+    assert made.domain == key("domain")[:16]
+    assert made.identify(b"x") == hash_of("chunk ids")
+    assert made.identify_node(b"x") == hash_of("node ids")
+    assert made.hash_name(b"x") == hash_of("names")
+    assert made.start_mac().update(b"x").digest() == hash_of("index")
+    assert authenticate_descriptor(root, b"x") == hash_of("descriptor")
+    frame = format.seal_frame(made, Frame.DONE, b"{}")
+    slot_key = blake3.blake3(frame[32:56], key=key("frames")).digest()
+    assert AESGCM(slot_key).decrypt(bytes(12), frame[64:-32], frame[:64]) == b"{}"
+    builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(32), keys=made)
+    builder.add(pack.BlobType.CHUNK, 0, made.identify(b"x"), b"x", plain_length=1)
+    whole = b"".join(builder.seal().buffers)
+    pack_key = aes_key_unwrap(key("pack keys"), whole[128:168])
+    nonce = (208).to_bytes(12, "little")
+    assert AESGCM(pack_key).decrypt(nonce, whole[264:281], whole[208:264]) == b"x"
+
+
 def test_every_magic_is_on_the_page() -> None:
     magics = [kind.value for kind in Frame] + [pack.MAGIC, pack.FOOTER_MAGIC, index.MAGIC]
     assert [magic for magic in magics if f"`{magic.decode()}`" not in PAGE] == []
@@ -86,7 +130,8 @@ def test_every_magic_is_on_the_page() -> None:
 def test_every_record_is_on_the_page_with_all_its_fields() -> None:
     from dataclasses import fields
 
-    from sendense.repository import backups, manifest, session
+    from sendense.repository import backups, manifest, recipients, session
+    from sendense.repository.gc import records as gc
 
     records = {
         "Manifest": manifest.Manifest,
@@ -98,6 +143,12 @@ def test_every_record_is_on_the_page_with_all_its_fields() -> None:
         "Registration": session.Registration,
         "Owner": session.Owner,
         "Done": session.Done,
+        "Recipient": recipients.Recipient,
+        "Plan": gc.Plan,
+        "Struck": gc.Struck,
+        "Condemned": gc.Condemned,
+        "Final": gc.Final,
+        "Collected": gc.Done,
     }
     for title, record in records.items():
         row = re.search(rf"^\| {title} \| (.*) \|$", PAGE, re.MULTILINE)

@@ -1,17 +1,22 @@
 import random
+import threading
+from collections.abc import Iterator
 
 import pytest
 
-from sendense.core.errors import Corrupt, Invalid, NoSpace
-from sendense.repository import chunk, index, pack
+from sendense.core.errors import Corrupt, Exists, Invalid, NoSpace, Unavailable
+from sendense.repository import chunk, index, pack, uploader
 from sendense.repository.check import check
+from sendense.repository.checkpoints import Checkpoints
 from sendense.repository.manifest import DiskTotals, Mode
 from sendense.repository.pack import BlobType, Kind, PackBuilder
 from sendense.repository.repository import Repository
+from sendense.repository.session import CheckpointHead, MapRun
 from sendense.repository.storage.memory import MemoryStorage
 from sendense.repository.uploader import Uploader
 from sendense.repository.writer import DiskWriter
 from tests import repository_kit as kit
+from tests.crash.faulty import Fault, FaultyStorage
 from tests.repository_kit import CHUNK, KEY, Kit
 
 DATA = random.Random(3).randbytes(12 * CHUNK)
@@ -37,7 +42,7 @@ def _open(repository: Repository, moment: str = "m", size: int = len(DATA)) -> D
 def _put(writer: DiskWriter, *indexes: int, data: bytes = DATA) -> None:
     for at in indexes:
         plain = data[at * CHUNK : (at + 1) * CHUNK]
-        writer.put_chunk(at, chunk.identify(plain), *chunk.encode(plain, 1), len(plain))
+        writer.put_chunk(at, kit.KEYS.identify(plain), *chunk.encode(plain, 1), len(plain))
 
 
 def _commit(repository: Repository, moment: str = "m") -> bytes:
@@ -122,11 +127,69 @@ def test_a_lost_checkpoint_or_pack_costs_time_and_no_data(
     assert kit.restore(repository, "b") == DATA
 
 
+def test_a_checkpoint_of_a_longer_pack_is_not_used(repository: Repository) -> None:
+    kit.write_disk(repository, "s", DATA, moment="m", stop=9)
+    storage = repository.storage
+    name = next(iter(storage.list_objects("packs/"))).name
+    data = storage.get(name)
+    storage.delete(name)
+    storage.put_if_absent(name, data + b"more")
+    with _open(repository) as writer:
+        assert writer.resume_index == 0
+
+
+def test_checkpoints_that_tell_a_place_twice_are_not_used(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.write_disk(repository, "s", DATA, moment="m", stop=9)
+    inherited = Checkpoints.list_inherited
+
+    def twice(self: Checkpoints) -> Iterator[tuple[CheckpointHead, list[MapRun]]]:
+        for head, runs in inherited(self):
+            yield head, [*runs, *runs]
+
+    monkeypatch.setattr(Checkpoints, "list_inherited", twice)
+    with _open(repository) as writer:
+        assert writer.resume_index == 0
+
+
+def test_zeros_that_a_checkpoint_tells_are_zeros(repository: Repository) -> None:
+    data = DATA[: 3 * CHUNK] + bytes(4 * CHUNK) + DATA[7 * CHUNK :]
+    kit.write_disk(repository, "s", data, moment="m", stop=10)
+    with _open(repository) as writer:
+        assert writer.resume_index > 7
+    kit.write_disk(repository, "s", data, moment="m")
+    assert _commit(repository) == data
+
+
+def test_a_writer_that_cannot_read_what_it_inherits_says_so_and_keeps_it(
+    repository: Repository,
+) -> None:
+    kit.write_disk(repository, "s", DATA, moment="m", stop=9)
+    seen = FaultyStorage(repository.storage, at=0, fault=Fault.FAIL_BEFORE)
+    with _open(Kit(seen).open()) as writer:
+        reached = writer.resume_index
+    counted = seen.calls
+    failed = 0
+    for at in range(1, counted + 1):
+        faulty = FaultyStorage(repository.storage, at=at, fault=Fault.FAIL_BEFORE)
+        try:
+            with _open(Kit(faulty).open()) as writer:
+                assert writer.resume_index == reached
+        except Unavailable:
+            failed += 1
+    assert failed
+    with _open(repository) as writer:
+        assert writer.resume_index == reached
+
+
 def test_a_chunk_repeated_within_a_disk_is_stored_once(repository: Repository) -> None:
     with _open(repository) as writer:
         _put(writer, 0)
         plain = DATA[:CHUNK]
-        assert not writer.put_chunk(1, chunk.identify(plain), *chunk.encode(plain, 1), len(plain))
+        assert not writer.put_chunk(
+            1, kit.KEYS.identify(plain), *chunk.encode(plain, 1), len(plain)
+        )
         writer.finish(TOTALS)
     assert _commit(repository) == DATA[:CHUNK] * 2 + bytes(10 * CHUNK)
     assert repository.stats().chunk_bytes == CHUNK
@@ -150,7 +213,7 @@ def test_a_chunk_of_the_wrong_length_is_refused(repository: Repository, length: 
 def test_a_pack_with_a_blob_that_memory_spoilt_is_never_put(repository: Repository) -> None:
     with _open(repository) as writer:
         spoilt = bytearray(DATA[:CHUNK])
-        writer.put_chunk(0, chunk.identify(spoilt), chunk.Codec.RAW, spoilt, CHUNK)
+        writer.put_chunk(0, kit.KEYS.identify(spoilt), chunk.Codec.RAW, spoilt, CHUNK)
         spoilt[77] ^= 1
         with pytest.raises(Corrupt):
             writer.finish(TOTALS)
@@ -165,7 +228,10 @@ def test_a_session_with_many_entries_writes_several_segments(
     monkeypatch.setattr(index, "RUNS_MAX", 1)
     with _open(repository) as writer:
         _put(writer, *range(8))
-        assert writer.find_known([chunk.identify(DATA[:CHUNK]), bytes([9]) * 32]) == [True, False]
+        assert writer.find_known([kit.KEYS.identify(DATA[:CHUNK]), bytes([9]) * 32]) == [
+            True,
+            False,
+        ]
         _put(writer, *range(8, 12))
         writer.finish(TOTALS)
     assert len(list(repository.storage.list_objects("index/s-"))) > 2
@@ -214,7 +280,71 @@ def test_names_of_packs_never_recur() -> None:
     names = set()
     for seed in range(3):
         salt = random.Random(seed).randbytes(32)
-        builder = PackBuilder(Kind.DATA, session_id="s", salt=salt)
-        builder.add(BlobType.CHUNK, 0, chunk.identify(b"x"), b"x", plain_length=1)
+        builder = PackBuilder(Kind.DATA, session_id="s", salt=salt, keys=kit.KEYS)
+        builder.add(BlobType.CHUNK, 0, kit.KEYS.identify(b"x"), b"x", plain_length=1)
         names.add(builder.seal().ref.name)
     assert len(names) == 3
+
+
+def test_a_job_that_waits_behind_a_failed_one_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploader, "IN_FLIGHT_MAX", 2)
+    begun, ran = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        assert begun.wait(60)
+        raise NoSpace("full", kind="repository-full")
+
+    jobs = Uploader()
+    jobs.submit(fail)
+    jobs.submit(ran.set)
+    begun.set()
+    with pytest.raises(NoSpace):
+        jobs.drain()
+    jobs.close()
+    assert not ran.is_set()
+
+
+def test_what_is_said_to_be_known_is_looked_up_batch_by_batch(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sendense.repository.writer.VERIFY_BATCH", 2)
+    with _open(repository) as writer:
+        writer.put_known(0, bytes([1]) * 32)
+        with pytest.raises(Invalid) as caught:
+            writer.put_known(1, bytes([2]) * 32)
+    assert caught.value.kind == "chunk-unknown"
+
+
+def test_a_pack_that_is_there_is_the_same_pack_only_if_its_size_fits() -> None:
+    builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(pack.SALT_LENGTH), keys=kit.KEYS)
+    builder.add(BlobType.CHUNK, chunk.Codec.RAW, kit.KEYS.identify(b"x"), b"x", plain_length=1)
+    sealed = builder.seal()
+    storage = kit.keyed(MemoryStorage())
+    for _ in range(2):  # the answer to the first try may have been lost
+        pack.put(storage, sealed)
+    storage.delete(sealed.ref.name)
+    storage.put_if_absent(sealed.ref.name, b"another")
+    with pytest.raises(Exists):
+        pack.put(storage, sealed)
+
+
+def test_a_writer_gives_a_sign_of_life_even_where_it_stores_nothing() -> None:
+    made = Kit(MemoryStorage())
+    repository = made.create()
+    repository.begin_session("s")
+
+    def signs() -> int:
+        return len(list(repository.storage.list_objects("sessions/s/")))
+
+    with _open(repository) as writer:
+        before = signs()
+        writer.put_zero(0)
+        assert signs() == before
+        made.clock.advance(600)
+        writer.put_zero(1)
+        writer._uploader.drain()
+        assert signs() == before + 1
+        writer.put_zero(2)
+        writer._uploader.drain()
+        assert signs() == before + 1
+        assert writer.find_known([]) == []

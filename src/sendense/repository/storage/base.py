@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from sendense.core.errors import Invalid
+from sendense.repository.storage.locks import Locks
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -86,11 +87,26 @@ class Storage(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Remove an object. Raises NotFound."""
+        """Remove an object. Raises NotFound, or Denied (kind `object-locked`) while locked."""
+        ...
+
+    def tidy(self) -> int:
+        """Remove what crashes left long ago that is no object; return how much it was."""
         ...
 
     def capacity(self) -> Capacity | None:
         """Return size and free space, or None where the place has no such limit."""
+        ...
+
+    def listing_seconds(self) -> float:
+        """Return how old a listing may be, in seconds: what it leaves out may be there by then.
+
+        0 where a listing shows all that was put before.
+        """
+        ...
+
+    def locks(self) -> Locks | None:
+        """Return what locks objects here, or None where nothing can."""
         ...
 
     def close(self) -> None:

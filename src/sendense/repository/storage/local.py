@@ -10,12 +10,14 @@ link planted in the directory leads out of it.
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sendense.core.errors import (
@@ -27,10 +29,14 @@ from sendense.core.errors import (
     SendenseError,
     Unavailable,
 )
-from sendense.repository.storage import base
+from sendense.repository.storage import attributes, base, locks, mounts
+from sendense.repository.storage.attributes import AttributeLocks
 from sendense.repository.storage.base import Buffer, Capacity, StoredObject
+from sendense.repository.storage.locks import Locks
 
 TEMPORARY_PREFIX = ".tmp-"  # no object's name may start with a dot, so listings can tell
+TIDY_AGE_SECONDS = 24 * 3600.0  # no put lasts as long
+TIDIED = "sessions/"  # folders below it come and go; elsewhere an empty one is used again
 BUFFERS_PER_WRITE = 512  # below IOV_MAX, which is 1024 on Linux
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -132,8 +138,27 @@ class LocalStorage:
         """Remove an object; see Storage. The folder stays."""
         folder_name, leaf = _split(name)
         with self._translating(name), self._folder(folder_name, create=False) as folder:
-            os.unlink(leaf, dir_fd=folder)
+            try:
+                os.unlink(leaf, dir_fd=folder)
+            except PermissionError:
+                self._end_lock(name)
+                os.unlink(leaf, dir_fd=folder)
             os.fsync(folder)
+
+    def _end_lock(self, name: str) -> None:
+        """Take a lock away that is over. Raises Denied (kind `object-locked`) where it is not."""
+        with self._file(name) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # as whoever lengthens it does
+            until = attributes.find_until(file)
+            if until is not None and until > datetime.now(UTC):
+                raise locks.locked(name, until)
+            if until is not None:
+                attributes.set_flags(file, attributes.get_flags(file) & ~attributes.IMMUTABLE)
+
+    def tidy(self) -> int:
+        """Remove temporary files and sessions' empty folders that are a day old; see Storage."""
+        with self._translating(str(self.path)):
+            return self._tidy_folder("", before=self._now() - TIDY_AGE_SECONDS)
 
     def capacity(self) -> Capacity | None:
         """Return the file system's size and what an unprivileged user may still write."""
@@ -143,6 +168,19 @@ class LocalStorage:
             total_bytes=figures.f_blocks * figures.f_frsize,
             free_bytes=figures.f_bavail * figures.f_frsize,
         )
+
+    def listing_seconds(self) -> float:
+        """Return how long a share may keep old listings; see Storage."""
+        return mounts.listing_seconds(self._root)
+
+    def locks(self) -> Locks | None:
+        """Return what sets the immutable attribute; whether it can, `require` finds out."""
+        return AttributeLocks(self._root, self._open_file)
+
+    @contextlib.contextmanager
+    def _open_file(self, name: str) -> Iterator[int]:
+        with self._translating(name), self._file(name) as file:
+            yield file
 
     def close(self) -> None:
         """Let go of the directory; see Storage."""
@@ -181,17 +219,57 @@ class LocalStorage:
             for part in name.split("/") if name else []:
                 path = f"{path}/{part}"
                 if create and path not in self._durable_folders:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(part, 0o700, dir_fd=current)
-                    os.fsync(current)
-                    with self._lock:
-                        self._durable_folders.add(path)
-                deeper = os.open(part, _FOLDER, dir_fd=current)
+                    self._make_durable(path, part, current)
+                try:
+                    deeper = os.open(part, _FOLDER, dir_fd=current)
+                except FileNotFoundError:
+                    if not create:
+                        raise
+                    self._make_durable(path, part, current)  # somebody tidied it away
+                    deeper = os.open(part, _FOLDER, dir_fd=current)
                 os.close(current)
                 current = deeper
             yield current
         finally:
             os.close(current)
+
+    def _make_durable(self, path: str, part: str, parent: int) -> None:
+        _make_folder(part, parent)
+        with self._lock:
+            self._durable_folders.add(path)
+
+    def _now(self) -> float:
+        """Return the time by the file system's own clock, which may be another machine's."""
+        temporary = TEMPORARY_PREFIX + secrets.token_hex(8)
+        file = os.open(temporary, _CREATE, 0o600, dir_fd=self._root)
+        try:
+            return os.fstat(file).st_mtime
+        finally:
+            os.close(file)
+            os.unlink(temporary, dir_fd=self._root)
+
+    def _tidy_folder(self, name: str, *, before: float) -> int:
+        """Tidy a folder and all below; return how many files and folders went."""
+        count = 0
+        with self._folder(name, create=False) as folder:
+            with os.scandir(folder) as scan:
+                entries = [
+                    (entry.name, entry.is_dir(follow_symlinks=False), _modified(entry))
+                    for entry in scan
+                ]
+            for leaf, is_folder, modified in entries:
+                path = f"{name}/{leaf}" if name else leaf
+                if is_folder and not leaf.startswith("."):
+                    count += self._tidy_folder(path, before=before)
+                    if path.startswith(TIDIED) and modified < before:
+                        with contextlib.suppress(OSError):  # it is not empty, or gone
+                            os.rmdir(leaf, dir_fd=folder)
+                            count += 1
+                elif not is_folder and _is_temporary(leaf) and modified < before:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(leaf, dir_fd=folder)
+                        count += 1
+        return count
 
     @contextlib.contextmanager
     def _file(self, name: str) -> Iterator[int]:
@@ -213,6 +291,19 @@ class LocalStorage:
             raise _translated(error, name) from error
 
 
+def _make_folder(name: str, parent: int) -> None:
+    """Make a folder durable, whoever made it."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+    try:
+        os.fsync(parent)
+    except OSError:
+        # Another sync would succeed without writing the name: the next try has to make it anew.
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=parent)
+        raise
+
+
 def _is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX)
 
@@ -220,6 +311,14 @@ def _is_temporary(name: str) -> bool:
 def _split(name: str) -> tuple[str, str]:
     folder_name, _, leaf = base.check_name(name).rpartition("/")
     return folder_name, leaf
+
+
+def _modified(entry: "os.DirEntry[str]") -> float:
+    """Return when an entry was changed last; the end of time for one that is gone."""
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _add_entry(entries: list[tuple[str, bool, int]], entry: "os.DirEntry[str]") -> None:
@@ -269,7 +368,7 @@ def _translated(error: OSError, name: str) -> SendenseError:
         return Exists(f"object {name} exists already", name=name)
     if number == errno.ENOENT:
         return NotFound(f"there is no object {name}", kind="object-missing", name=name)
-    kind, group, hint = _MEANINGS.get(number, ("storage-failed", Unavailable, ""))
+    kind, group, hint = _MEANINGS.get(number, ("storage-failed", Unavailable, _LOOK))
     text = os.strerror(number).lower() if number else str(error)
     return group(f"cannot use {name}: {text}", hint=hint, kind=kind, name=name)
 
@@ -289,6 +388,7 @@ _LINK = (
     Denied,
     "a repository holds plain folders and files only; remove the link",
 )
+_LOOK = "look for errors of the disk or share in the kernel's log, then try again"
 _MEANINGS: dict[int, tuple[str, type[SendenseError], str]] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,

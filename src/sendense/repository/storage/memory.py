@@ -2,10 +2,13 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
+from sendense.core.clock import Clock
 from sendense.core.errors import Corrupt, Exists, NoSpace, NotFound
-from sendense.repository.storage import base
+from sendense.repository.storage import base, locks
 from sendense.repository.storage.base import Buffer, Capacity, StoredObject
+from sendense.repository.storage.locks import LockMode, Locks
 
 
 class MemoryStorage:
@@ -13,11 +16,13 @@ class MemoryStorage:
 
     Args:
         capacity_bytes: refuse to hold more than this, or None for no limit.
+        clock: objects can be locked, until a time of this clock; None where they cannot.
     """
 
-    def __init__(self, *, capacity_bytes: int | None = None) -> None:
+    def __init__(self, *, capacity_bytes: int | None = None, clock: Clock | None = None) -> None:
         self._objects: dict[str, bytes] = {}
         self._capacity_bytes = capacity_bytes
+        self._locks = MemoryLocks(self, clock) if clock else None
         self._lock = threading.Lock()
 
     def put_if_absent(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
@@ -76,9 +81,15 @@ class MemoryStorage:
     def delete(self, name: str) -> None:
         """Remove an object; see Storage."""
         base.check_name(name)
+        if self._locks:
+            self._locks.require_free(name)
         with self._lock:
             if self._objects.pop(name, None) is None:
                 raise NotFound(f"there is no object {name}", kind="object-missing", name=name)
+
+    def tidy(self) -> int:
+        """Return 0: a crash leaves nothing here."""
+        return 0
 
     def capacity(self) -> Capacity | None:
         """Return what was set when the storage was made, less what is used."""
@@ -88,5 +99,42 @@ class MemoryStorage:
             used = sum(len(data) for data in self._objects.values())
         return Capacity(self._capacity_bytes, self._capacity_bytes - used)
 
+    def listing_seconds(self) -> float:
+        """Return 0: all threads see one dict."""
+        return 0.0
+
+    def locks(self) -> Locks | None:
+        """Return what locks objects of this dict."""
+        return self._locks
+
     def close(self) -> None:
         """Do nothing; the objects live as long as this object."""
+
+
+class MemoryLocks:
+    """Locks on the objects of a MemoryStorage, in every mode."""
+
+    def __init__(self, storage: MemoryStorage, clock: Clock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._until: dict[str, datetime] = {}
+
+    def require(self, mode: LockMode) -> None:
+        """Return: every mode is known; see Locks."""
+
+    def lock(self, name: str, mode: LockMode, until: datetime) -> None:
+        """Lock an object; see Locks."""
+        del mode
+        self._storage.size(name)
+        self._until[name] = max(until, self._until.get(name, until))
+
+    def locked_until(self, name: str) -> datetime | None:
+        """Return until when an object is locked; see Locks."""
+        self._storage.size(name)
+        return self._until.get(name)
+
+    def require_free(self, name: str) -> None:
+        """Raise Denied where an object is locked now."""
+        until = self._until.get(name)
+        if until is not None and until > self._clock.now():
+            raise locks.locked(name, until)

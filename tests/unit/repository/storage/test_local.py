@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from sendense.core.errors import Denied, NoSpace, NotFound, Unavailable
-from sendense.repository.storage.local import TEMPORARY_PREFIX, LocalStorage
+from sendense.core.errors import Corrupt, Denied, NoSpace, NotFound, Unavailable
+from sendense.repository.storage import local
+from sendense.repository.storage.local import TEMPORARY_PREFIX, TIDY_AGE_SECONDS, LocalStorage
 
 
 @pytest.fixture
@@ -172,3 +173,125 @@ def test_the_capacity_is_that_of_the_file_system(storage: LocalStorage) -> None:
     capacity = storage.capacity()
     assert capacity is not None
     assert 0 < capacity.free_bytes <= capacity.total_bytes
+
+
+def test_a_folder_that_may_not_be_opened_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr(os, "open", deny)
+    with pytest.raises(Denied) as caught:
+        LocalStorage(tmp_path)
+    assert caught.value.kind == "repository-denied"
+
+
+def test_a_folder_under_an_object_s_name_is_no_object(
+    storage: LocalStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "packs").mkdir()
+    with pytest.raises(NotFound):
+        storage.get("packs")
+
+
+def test_a_folder_whose_parent_cannot_be_synced_is_made_anew_by_the_next_try(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(Unavailable):
+            storage.put_if_absent("packs/one", b"x")
+    assert not (tmp_path / "packs").exists()
+    storage.put_if_absent("packs/one", b"x")
+    assert storage.get("packs/one") == b"x"
+
+
+def test_a_read_that_the_system_cuts_short_is_continued(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put_if_absent("a", b"0123456789")
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, length, at: real(file, min(length, 3), at))
+    assert storage.get("a") == b"0123456789"
+    assert storage.get_range("a", 2, 7) == b"2345678"
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_damaged(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put_if_absent("a", b"0123456789")
+    real = os.pread
+
+    def shrink(file: int, length: int, at: int) -> bytes:
+        os.truncate(tmp_path / "a", 5)
+        return real(file, length, at)
+
+    monkeypatch.setattr(os, "pread", shrink)
+    with pytest.raises(Corrupt) as caught:
+        storage.get("a")
+    assert caught.value.kind == "object-truncated"
+
+
+def _age(path: Path) -> None:
+    old = path.stat().st_mtime - 2 * TIDY_AGE_SECONDS
+    os.utime(path, (old, old))
+
+
+def test_what_crashes_left_is_tidied_when_it_is_old(storage: LocalStorage, tmp_path: Path) -> None:
+    storage.put_if_absent("packs/aa/one", b"1")
+    for session in ("old", "young", "used"):
+        storage.put_if_absent(f"sessions/{session}/disks/one", b"1")
+    for session in ("old", "young"):
+        storage.delete(f"sessions/{session}/disks/one")
+    for name in (".tmp-old", ".tmp-young", ".keep"):
+        (tmp_path / "packs/aa" / name).write_bytes(b"half")
+    (tmp_path / ".tmp-folder").mkdir()
+    for path in ("packs/aa/.tmp-old", "packs/aa/.keep", ".tmp-folder", "packs/aa", "packs"):
+        _age(tmp_path / path)
+    for path in ("sessions/old/disks", "sessions/old", "sessions/used/disks", "sessions/used"):
+        _age(tmp_path / path)
+    assert storage.tidy() == 3  # a file and two folders
+    assert sorted(entry.name for entry in (tmp_path / "packs/aa").iterdir()) == [
+        ".keep",
+        ".tmp-young",
+        "one",
+    ]
+    assert sorted(entry.name for entry in (tmp_path / "sessions").iterdir()) == ["used", "young"]
+    # Who knew the folder makes it anew.
+    storage.put_if_absent("sessions/old/disks/two", b"2")
+    assert storage.get("sessions/old/disks/two") == b"2"
+
+
+def test_what_goes_while_it_is_looked_at_is_nothing_to_tidy(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put_if_absent("packs/one", b"1")
+    left = tmp_path / "packs/.tmp-left"
+    left.write_bytes(b"half")
+    _age(left)
+    modified = local._modified
+
+    def vanish(entry: "os.DirEntry[str]") -> float:
+        if entry.name == ".tmp-left":
+            left.unlink(missing_ok=True)
+        return modified(entry)
+
+    monkeypatch.setattr(local, "_modified", vanish)
+    assert storage.tidy() == 0
+    monkeypatch.undo()
+
+    left.write_bytes(b"half")
+    _age(left)
+    unlink = os.unlink
+
+    def unlink_twice(name: str, *, dir_fd: int) -> None:
+        unlink(name, dir_fd=dir_fd)
+        if name == ".tmp-left":
+            raise FileNotFoundError(name)
+
+    monkeypatch.setattr(os, "unlink", unlink_twice)
+    assert storage.tidy() == 0

@@ -1,0 +1,1 @@
+"""Verification: are the stored bytes still those that were written? See docs/format.md."""
