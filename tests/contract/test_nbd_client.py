@@ -29,14 +29,16 @@ WAIT_SECONDS = 20.0
 @contextmanager
 def nbdkit(folder: Path, *arguments: str) -> Iterator[Address]:
     """Run nbdkit with a plugin and filters on a unix socket."""
-    path = folder / "nbdkit.sock"
-    path.unlink(missing_ok=True)
-    command = ["nbdkit", "--foreground", "--exit-with-parent", "--unix", str(path), *arguments]
+    path, ready = folder / "nbdkit.sock", folder / "nbdkit.pid"
+    for left in (path, ready):
+        left.unlink(missing_ok=True)
+    command = ["nbdkit", "--foreground", "--exit-with-parent", "--unix", str(path)]
+    command += ["--pidfile", str(ready), *arguments]  # the socket exists before it listens
     with (folder / "nbdkit.log").open("wb") as log:
         server = subprocess.Popen(command, stderr=log)
     try:
         deadline = time.monotonic() + WAIT_SECONDS
-        while not path.exists():
+        while not ready.exists():
             assert server.poll() is None, (folder / "nbdkit.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -183,6 +185,23 @@ def test_a_server_that_only_takes_whole_blocks_gets_whole_blocks(tmp_path: Path)
     assert path.read_bytes() == content
 
 
+def test_a_server_that_takes_little_at_once_is_asked_in_parts(tmp_path: Path) -> None:
+    content = random.Random(4).randbytes(3 * units.MIB + 512)
+    path = make_image(tmp_path, content)
+    policy = ["blocksize-minimum=512", "blocksize-preferred=4096", "blocksize-maximum=64K"]
+    arguments = ["--filter=blocksize-policy", "file", str(path), *policy]
+    with (
+        nbdkit(tmp_path, *arguments, "blocksize-error-policy=error") as address,
+        Client.connect(address) as client,
+    ):
+        assert client.block_size_max == 64 * units.KIB
+        assert read_all(client, unit=units.MIB, depth=3) == content
+        assert bytes(client.read(100, 2 * units.MIB)) == content[100 : 2 * units.MIB + 100]
+        assert bytes(client.read(len(content) - 1, 1)) == content[-1:]
+        client.write(units.MIB, content[: units.MIB])
+    assert path.read_bytes()[units.MIB : 2 * units.MIB] == content[: units.MIB]
+
+
 def test_without_extents_everything_has_to_be_read(tmp_path: Path) -> None:
     path = make_image(tmp_path, bytes(units.MIB))
     with (
@@ -236,6 +255,34 @@ def test_an_error_of_the_disk_is_raised_and_not_taken_for_data(tmp_path: Path) -
     assert caught.value.kind == "nbd-read-error"
 
 
+def test_a_disk_that_fails_now_and_then_never_gives_wrong_bytes(tmp_path: Path, seed: int) -> None:
+    content = random.Random(seed).randbytes(units.MIB)
+    path = make_image(tmp_path, content)
+    arguments = ["--filter=error", "file", str(path), "error-pread=EIO", "error-pread-rate=0.1"]
+    kinds = set()
+    with nbdkit(tmp_path, *arguments) as address:
+        for start in range(0, len(content), 16 * units.KIB):
+            with Client.connect(address) as client:
+                try:
+                    # nbdkit 1.32 ends by an assertion when a client leaves replies behind.
+                    found = client.read_many(requests(len(content), 4096), depth=1)
+                    for at, data in found:
+                        assert data == content[at : at + 4096], start
+                except Unavailable as error:
+                    kinds.add(error.kind)
+    assert kinds == {"nbd-read-error"}
+
+
+def test_a_server_of_a_limited_rate_is_read_to_the_end(tmp_path: Path) -> None:
+    content = random.Random(5).randbytes(units.MIB)
+    path = make_image(tmp_path, content)
+    with (
+        nbdkit(tmp_path, "--filter=rate", "file", str(path), "rate=8M") as address,
+        Client.connect(address, timeout_seconds=WAIT_SECONDS) as client,
+    ):
+        assert read_all(client, unit=64 * units.KIB, depth=4) == content
+
+
 def test_a_slow_server_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
     path = make_image(tmp_path, b"x" * 4096)
     with nbdkit(tmp_path, "--filter=delay", "file", str(path), "rdelay=1") as address:
@@ -267,7 +314,7 @@ def test_closing_from_another_thread_wakes_a_reader(tmp_path: Path) -> None:
         started = time.monotonic()
         client.close()
         reader.join(WAIT_SECONDS)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 10.0  # the answer would come after 30
         assert [error.kind for error in failures] == ["nbd-closed"]
 
 

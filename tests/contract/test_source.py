@@ -1,4 +1,4 @@
-"""What every source promises, for the fake platform, image files and a real QEMU."""
+"""What every source promises: fake, image files, a real QEMU, and vCenter's simulator."""
 
 import random
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from sendense.core import units
 from sendense.core.errors import NotFound, Unavailable
 from sendense.core.extent import Extent
 from sendense.nbd.client import Client
-from tests.contract.sources import EVERY, KEYS, SIZE, TRACKING, MakeWorld, World
+from tests.contract.sources import EVERY, KEYS, SIZE, STATEFUL, TRACKING, MakeWorld, World
 
 BLOCK = 64 * units.KIB  # no source tells changes more coarsely
 
@@ -33,7 +33,10 @@ def run_world(make: MakeWorld, folder: Path) -> Iterator[World]:
             reference = world.source.find_snapshot(vm_uuid, name)
             if reference is not None:
                 world.source.remove_snapshot(reference, SnapshotOutcome.DISCARDED, frozenset())
-        assert world.list_leftovers() == []
+        # A last one, after which no backup is live.
+        last = take(world.source, "job-last")
+        world.source.remove_snapshot(last.reference, SnapshotOutcome.DISCARDED, frozenset())
+        assert world.list_leftovers(frozenset()) == []
 
 
 @pytest.fixture(params=EVERY)
@@ -43,6 +46,11 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture(params=TRACKING)
 def tracking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    yield from run_world(request.param, tmp_path)
+
+
+@pytest.fixture(params=STATEFUL)
+def stateful(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     yield from run_world(request.param, tmp_path)
 
 
@@ -170,7 +178,8 @@ def test_removing_twice_is_removing_once(world: World, outcome: SnapshotOutcome)
     snapshot = take(world.source, "job-1")
     for _ in range(2):
         world.source.remove_snapshot(snapshot.reference, outcome, frozenset())
-        assert world.list_leftovers() == []
+        kept = ids_of(snapshot) if outcome is SnapshotOutcome.COMMITTED else frozenset()
+        assert world.list_leftovers(kept) == []
 
 
 def test_unknown_vms_and_disks_are_not_found_and_leave_nothing(world: World) -> None:
@@ -178,13 +187,45 @@ def test_unknown_vms_and_disks_are_not_found_and_leave_nothing(world: World) -> 
     for vm_uuid, key in ((vm.uuid, 2009), (vm.uuid, 0), ("nobody", KEYS[0])):
         with pytest.raises(NotFound):
             world.source.take_snapshot(SnapshotRequest(vm_uuid, "job-1", (DiskRequest(key, "l"),)))
-    assert world.list_leftovers() == []
+    assert world.list_leftovers(frozenset()) == []
     snapshot = take(world.source, "job-1")
     with pytest.raises(NotFound), world.source.open_disk(snapshot.reference, 2009):
         pass
 
 
+@pytest.mark.parametrize("make", EVERY)
+def test_the_suite_sees_whatever_is_left_behind(make: MakeWorld, tmp_path: Path) -> None:
+    with make(tmp_path) as world:
+        assert world.spoil
+        for name, spoil in world.spoil.items():
+            before = world.list_leftovers(frozenset())
+            spoil()
+            assert len(world.list_leftovers(frozenset())) > len(before), name
+
+
 # What sources with snapshots and change tracking promise besides.
+
+
+def test_only_the_tracking_of_live_backups_is_kept(stateful: World) -> None:
+    source = stateful.source
+    one = take(source, "job-1", lineage="one")
+    commit(source, one)
+    assert stateful.list_leftovers(ids_of(one)) == []
+    assert len(stateful.list_leftovers(frozenset())) == len(KEYS), "one record for each disk"
+    other = take(source, "job-2", lineage="other")
+    commit(source, other, one)
+    assert stateful.list_leftovers(ids_of(one, other)) == []
+    newer = take(source, "job-3", base=one, lineage="one")
+    commit(source, newer, other)
+    assert stateful.list_leftovers(ids_of(newer, other)) == []
+    failed = take(source, "job-4", base=newer, lineage="one")
+    live = ids_of(newer, other)
+    source.remove_snapshot(failed.reference, SnapshotOutcome.DISCARDED, live)
+    assert stateful.list_leftovers(live) == []
+    last = take(source, "job-5", base=newer, lineage="one")
+    assert reasons(last) == [None, None]
+    source.remove_snapshot(last.reference, SnapshotOutcome.DISCARDED, frozenset())
+    assert stateful.list_leftovers(frozenset()) == []
 
 
 def test_a_snapshot_stays_as_it_is_while_the_guest_writes(tracking: World) -> None:
@@ -199,11 +240,11 @@ def test_a_snapshot_stays_as_it_is_while_the_guest_writes(tracking: World) -> No
 
 def test_a_snapshot_is_found_by_its_name_until_it_is_removed(tracking: World) -> None:
     tracking.write(KEYS[0], 0, b"old")
-    snapshot = take(tracking.source, "job-1")
+    take(tracking.source, "job-1")
     tracking.write(KEYS[0], 0, b"new")
     vm_uuid = tracking.source.list_vms()[0].uuid
     reference = tracking.source.find_snapshot(vm_uuid, "job-1")
-    assert reference == snapshot.reference
+    assert reference is not None
     assert tracking.source.find_snapshot(vm_uuid, "job-2") is None
     tracking.source.remove_snapshot(reference, SnapshotOutcome.DISCARDED, frozenset())
     assert tracking.source.find_snapshot(vm_uuid, "job-1") is None
@@ -272,19 +313,19 @@ def test_chains_of_two_repositories_do_not_take_changes_from_each_other(tracking
         tracking.source.remove_snapshot(snapshot.reference, SnapshotOutcome.DISCARDED, live)
 
 
-def test_a_change_id_that_nobody_names_any_more_is_forgotten(tracking: World) -> None:
-    first = take(tracking.source, "job-1")
-    commit(tracking.source, first)
-    second = take(tracking.source, "job-2", base=first)
-    commit(tracking.source, second)
-    assert all(reasons(take(tracking.source, "job-3", base=first)))
+def test_a_change_id_that_nobody_names_any_more_is_forgotten(stateful: World) -> None:
+    first = take(stateful.source, "job-1")
+    commit(stateful.source, first)
+    second = take(stateful.source, "job-2", base=first)
+    commit(stateful.source, second)
+    assert all(reasons(take(stateful.source, "job-3", base=first)))
 
 
-def test_a_grown_disk_is_read_in_full_and_only_that_one(tracking: World) -> None:
-    full = take(tracking.source, "job-1")
-    commit(tracking.source, full)
-    tracking.grow(KEYS[1])
-    second = take(tracking.source, "job-2", base=full)
+def test_a_grown_disk_is_read_in_full_and_only_that_one(stateful: World) -> None:
+    full = take(stateful.source, "job-1")
+    commit(stateful.source, full)
+    stateful.grow(KEYS[1])
+    second = take(stateful.source, "job-2", base=full)
     assert [disk.size_bytes for disk in second.disks] == [SIZE, SIZE + units.MIB]
     kept, lost = reasons(second)
     assert kept is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sendense.core.errors import Corrupt, Exists, Invalid, NotFound
+from sendense.repository.storage import locations
 from sendense.repository.storage.base import Storage
 from sendense.repository.storage.local import LocalStorage
 from sendense.repository.storage.memory import MemoryStorage
@@ -14,9 +15,16 @@ from sendense.repository.storage.memory import MemoryStorage
 WRITERS = 16
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "s3", "s3 with locks"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    made: Storage = MemoryStorage() if request.param == "memory" else LocalStorage(tmp_path)
+    made: Storage
+    if request.param == "memory":
+        made = MemoryStorage()
+    elif request.param == "local":
+        made = LocalStorage(tmp_path)
+    else:
+        place = {"s3": "s3_url", "s3 with locks": "vault_url"}[request.param]
+        made = locations.open_storage(request.getfixturevalue(place))
     yield made
     made.close()
 
@@ -168,3 +176,13 @@ def test_the_top_shows_whether_a_place_is_empty(storage: Storage) -> None:
     storage.put_if_absent("packs/ab/one", b"x")
     storage.put_if_absent("sendense.json", b"{}")
     assert storage.list_top() == ["packs", "sendense.json"]
+
+
+def test_tidying_leaves_every_object_in_place(storage: Storage) -> None:
+    storage.put_if_absent("sessions/a/one", b"1")
+    storage.put_if_absent("sessions/b/two", b"2")
+    storage.delete("sessions/b/two")
+    assert storage.tidy() == 0  # nothing here is old
+    assert [found.name for found in storage.list_objects()] == ["sessions/a/one"]
+    storage.put_if_absent("sessions/b/three", b"3")
+    assert storage.get("sessions/b/three") == b"3"

@@ -8,7 +8,7 @@ Order, part of the contract: contexts (`with`) close local handles only. A snaps
 process that took it and is removed by `remove_snapshot`, by reference, whatever happened since.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -82,6 +82,7 @@ class VmDescription:
     guest_os: str | None = None
     cpu_count: int | None = None
     memory_bytes: int | None = None
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,13 @@ class Source(Protocol):
 
     def list_vms(self) -> list[VmDescription]:
         """Return all VMs with their disks. Raises Unavailable rather than return a part."""
+        ...
+
+    def confirm_gone(self, vm_uuids: Collection[str]) -> frozenset[str]:
+        """Return those of VMs that were not listed of which it is certain that they are gone.
+
+        A platform that may leave something out of a list looks for each. Raises Unavailable.
+        """
         ...
 
     def take_snapshot(self, request: SnapshotRequest) -> Snapshot:

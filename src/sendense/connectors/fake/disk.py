@@ -51,10 +51,23 @@ class FakeDisk:
                     blocks.add(number)
 
     def resize(self, size_bytes: int) -> None:
-        """Grow. As on QEMU the new area is not tracked."""
-        assert size_bytes >= self.size_bytes, "disks only grow"
+        """Grow, which is not tracked as on QEMU, or shrink, and lose what lay behind the end."""
+        assert size_bytes > 0, f"a disk of {size_bytes} bytes"
         assert size_bytes % units.SECTOR == 0, f"a disk of {size_bytes} bytes"
-        self.size_bytes = size_bytes
+        with self._lock:
+            self.size_bytes = size_bytes
+            last, within = divmod(size_bytes, BLOCK)
+            for number in [number for number in self._blocks if number >= last]:
+                data = self._blocks.pop(number)
+                if number == last and within:
+                    self._blocks[number] = data[:within].ljust(BLOCK, b"\0")
+
+    def revert(self, blocks: Mapping[int, bytes], *, size_bytes: int) -> None:
+        """Go back to what `freeze` returned; every change id is lost, as on real platforms."""
+        with self._lock:
+            self.size_bytes = size_bytes
+            self._blocks = dict(blocks)
+            self.tracked.clear()
 
     def freeze(self) -> Mapping[int, bytes]:
         """Return the content by block at this moment; later writes do not touch it."""
@@ -67,6 +80,7 @@ class FrozenDisk:
 
     Attributes:
         changed: blocks changed since the base change id; empty where there is none.
+        tamper: makes of the changed extents what is told instead; they stay in order.
         on_read: called with offset and length before each read; raises or waits to be a bad disk.
     """
 
@@ -79,6 +93,7 @@ class FrozenDisk:
         self.blocks = blocks
         self.changed = changed
         self.on_read: Callable[[int, int], None] = lambda _offset, _length: None
+        self.tamper: Callable[[list[Extent]], list[Extent]] = lambda told: told
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes; zeros where nothing was written."""
@@ -108,6 +123,9 @@ class FrozenDisk:
 
     def list_changed(self) -> Iterator[Extent]:
         """Yield changed extents in order; zero ones where the block is unwritten or trimmed."""
+        return iter(self.tamper(list(self._list_changed())))
+
+    def _list_changed(self) -> Iterator[Extent]:
         for number in sorted(self.changed):
             start = number * BLOCK
             if start < self.size_bytes:

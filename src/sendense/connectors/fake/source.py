@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class FakePlatform:
     Attributes:
         is_gone: nothing answers, not even disks that are open.
         is_lying: every list of changes leaves out its first block.
+        tamper: makes of the changed extents of any disk what is told instead, in order.
         on_read: called with offset and length before each read of any disk; it raises OSError for
             a disk that cannot be read there, or waits for one that is slow.
     """
@@ -73,6 +74,7 @@ class FakePlatform:
     def __init__(self) -> None:
         self.is_gone = False
         self.is_lying = False
+        self.tamper: Callable[[list[Extent]], list[Extent]] = lambda told: told
         self.on_read: Callable[[int, int], None] = lambda _offset, _length: None
         self._vms: dict[str, list[FakeDisk]] = {}
         self._held: dict[str, _Held] = {}
@@ -89,6 +91,13 @@ class FakePlatform:
         ]
         self._vms[f"vm-{name}"] = disks
         return disks
+
+    def exchange_disk(self, name: str, index: int, disk: FakeDisk) -> FakeDisk:
+        """Detach a VM's disk, put another one in its place, and return the detached one."""
+        with self._lock:
+            disks = self._vms[f"vm-{name}"]
+            old, disks[index] = disks[index], disk
+            return old
 
     def lose_tracking(self) -> None:
         """Forget every change id, as after a crash of a hypervisor."""
@@ -132,6 +141,10 @@ class FakePlatform:
             for uuid, disks in self._vms.items()
         ]
 
+    def confirm_gone(self, vm_uuids: Collection[str]) -> frozenset[str]:
+        """Return all: what is not listed is not there."""
+        return frozenset(vm_uuids)
+
     def take_snapshot(self, request: SnapshotRequest) -> Snapshot:
         """Hold the disks at one moment: no guest writes between."""
         self._answer()
@@ -151,6 +164,7 @@ class FakePlatform:
                     del changed[:1]
                 frozen[one.key] = FrozenDisk(disk.size_bytes, disk.freeze(), frozenset(changed))
                 frozen[one.key].on_read = self._before_read
+                frozen[one.key].tamper = self.tamper
                 change_id = f"{one.lineage}/{disk.size_bytes}/{self._count}"
                 disk.tracked[change_id] = set()
                 described.append(DiskSnapshot(one.key, disk.size_bytes, disk.uuid, change_id, lost))
@@ -225,7 +239,7 @@ class FakePlatform:
         if change_id not in disk.tracked:
             return "the platform does not know the last change id any more"
         if change_id.split("/")[1] != str(disk.size_bytes):
-            return "the disk has grown"
+            return "the disk has another size"
         return None
 
     def _answer(self) -> None:

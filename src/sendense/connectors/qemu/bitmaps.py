@@ -118,7 +118,8 @@ def plan_discard(disk: Disk, token: str) -> list[Action]:
     """Return the actions that undo a snapshot: what its new bitmaps recorded goes to their bases.
 
     Nothing where they are gone already. A base that cannot take it over is removed: a missing
-    bitmap leads to a full read, a wrong one to a wrong backup.
+    bitmap leads to a full read, a wrong one to a wrong backup. Where a later snapshot reads either
+    of the two, both stay: that snapshot already counts on what they say.
     """
     actions: list[Action] = []
     for bitmap in disk.bitmaps:
@@ -126,6 +127,8 @@ def plan_discard(disk: Disk, token: str) -> list[Action]:
         if parsed is None or parsed.token != token:
             continue
         base = _find_parent(disk, parsed)
+        if bitmap.busy or (base is not None and base.busy):
+            continue
         if base is not None and not base.recording:
             if bitmap.inconsistent or base.inconsistent or not bitmap.recording:
                 actions.append(_act("remove", disk, base.name))

@@ -8,6 +8,7 @@ are accepted by the kernel but never greeted. The connector relies on that for m
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -24,6 +25,10 @@ CLOSE_SECONDS_MAX = 5.0
 
 # What a socket says whose QEMU has ended, or is ending.
 _GONE = (FileNotFoundError, ConnectionError, EOFError)
+
+# What a connect says while the socket's queue is full: the kernel says EAGAIN, which asyncio takes
+# for a connect that goes on, and then finds a socket without a peer.
+_FULL = {errno.EAGAIN, errno.EINVAL, errno.ENOTCONN}
 
 _T = TypeVar("_T")
 
@@ -117,13 +122,12 @@ class Qmp:
         try:
             self._run(self._client.connect(str(self._path)), seconds_max)
         except TimeoutError as error:
-            raise Unavailable(
-                f"QEMU at {self._path} did not greet within {seconds_max:g} s",
-                kind="qmp-busy",
-                hint="a QMP socket serves one client at a time: give Sendense one of its own",
-            ) from error
+            raise _busy(f"QEMU at {self._path} did not greet within {seconds_max:g} s") from error
         except (QMPError, OSError, EOFError) as error:
             cause = getattr(error, "exc", error)  # the binding wraps what the socket said
+            if getattr(cause, "errno", None) in _FULL:
+                # The few places to wait are taken by clients that were never greeted, ours too.
+                raise _busy(f"QEMU at {self._path} takes no more connections") from error
             if isinstance(cause, PermissionError):
                 raise Denied(
                     f"the QMP socket {self._path} may not be opened by this user",
@@ -142,3 +146,11 @@ class Qmp:
             return future.result()
         except concurrent.futures.CancelledError as error:
             raise EOFError("disconnected meanwhile") from error
+
+
+def _busy(message: str) -> Unavailable:
+    return Unavailable(
+        message,
+        kind="qmp-busy",
+        hint="a QMP socket serves one client at a time: give Sendense one of its own",
+    )

@@ -163,15 +163,17 @@ def discard_bitmaps(session: Session, token: str) -> None:
 def forget_bitmaps(session: Session, token: str, kept: frozenset[str]) -> None:
     """Remove all bitmaps of ours but those kept, on the VM's disks.
 
-    `kept` holds names of bitmaps; those that the snapshot `token` began are kept as well.
+    `kept` holds names of bitmaps. Those that the snapshot `token` began are kept as well, and those
+    of snapshots that stand: the clean-up of an old job must not touch the backup that runs now.
     """
     now = layout.read(session.qmp, session.vm_uuid)
+    standing = {name.token for name in now.list_own_nodes()} | {token}
     actions = []
     for disk in now.disks:
         new = {
             bitmap.name
             for bitmap in disk.bitmaps
-            if (parsed := names.find_bitmap_name(bitmap.name)) and parsed.token == token
+            if (parsed := names.find_bitmap_name(bitmap.name)) and parsed.token in standing
         }
         actions += bitmaps.plan_forget(disk, kept | new)
     _transact(session.qmp, actions)

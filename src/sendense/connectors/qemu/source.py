@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,10 @@ class QemuSource:
                         hint="start each QEMU with its own -uuid",
                     )
         return vms
+
+    def confirm_gone(self, vm_uuids: Collection[str]) -> frozenset[str]:
+        """Return all: what is not listed is not there."""
+        return frozenset(vm_uuids)
 
     def take_snapshot(self, request: SnapshotRequest) -> Snapshot:
         """Hold all requested disks at one moment; see `snapshot`."""

@@ -1,7 +1,7 @@
 """Reading one disk of a snapshot over QEMU's NBD server."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,26 +47,9 @@ class QemuDiskView:
                 for start, length, flags in client.list_extents(context)
                 if flags & _CHANGED
             )
-            yield from mark_zeros(
+            yield from extent.mark_zeros(
                 extent.merge(extent.clip(changed, size=self.size_bytes)), self.list_allocated()
             )
-
-
-def mark_zeros(changed: Iterable[Extent], allocated: Iterable[Extent]) -> Iterator[Extent]:
-    """Split changed extents where the disk begins or ceases to read as zeros.
-
-    `allocated` covers the whole disk.
-    """
-    blocks = iter(allocated)
-    block = next(blocks, None)
-    for run in changed:
-        start = run.start
-        while start < run.end:
-            while block is not None and block.end <= start:
-                block = next(blocks, None)
-            end = run.end if block is None else min(run.end, block.end)
-            yield Extent(start, end - start, zero=block is not None and block.zero)
-            start = end
 
 
 @contextlib.contextmanager

@@ -119,3 +119,43 @@ def test_a_disk_of_tebibytes_costs_only_what_was_written(platform: FakePlatform)
         assert sum(one.length for one in listed) == size
         with Client.connect(view.address) as client:
             assert bytes(client.read(size - 512, 512)) == b"x" * 512
+
+
+def test_a_disk_that_shrinks_and_grows_again_lost_what_lay_behind_the_end(
+    platform: FakePlatform, disk: FakeDisk
+) -> None:
+    disk.write(0, b"x" * SIZE)
+    disk.resize(BLOCK + 512)
+    disk.resize(SIZE)
+    with opened(platform) as view, Client.connect(view.address) as client:
+        assert bytes(client.read(0, BLOCK + 512)) == b"x" * (BLOCK + 512)
+        assert not any(client.read(BLOCK + 512, 3 * BLOCK))
+
+
+def test_a_disk_that_goes_back_to_an_older_state_lost_its_change_ids(
+    platform: FakePlatform, disk: FakeDisk
+) -> None:
+    disk.write(0, b"x" * 512)
+    kept = disk.freeze()
+    base = take(platform, "job-1").disks[0].change_id
+    disk.write(0, b"y" * 512)
+    disk.revert(kept, size_bytes=SIZE)
+    snapshot = take(platform, "job-2", base)
+    assert snapshot.disks[0].base_lost_reason is not None
+    opening = platform.open_disk(snapshot.reference, KEY)
+    with opening as view, Client.connect(view.address) as client:
+        assert bytes(client.read(0, 512)) == b"x" * 512
+
+
+def test_a_disk_can_be_exchanged_and_its_changes_be_told_falsely(
+    platform: FakePlatform, disk: FakeDisk
+) -> None:
+    base = take(platform, "job-1").disks[0].change_id
+    other = FakePlatform().add_vm("other", SIZE)[0]
+    assert platform.exchange_disk("one", 0, other) is disk
+    assert take(platform, "job-2").disks[0].uuid == other.uuid
+    assert platform.exchange_disk("one", 0, disk) is other
+    disk.write(0, b"x")
+    platform.tamper = lambda told: [*told, Extent(2 * BLOCK, BLOCK)]
+    with platform.open_disk(take(platform, "job-3", base).reference, KEY) as view:
+        assert list(view.list_changed()) == [Extent(0, BLOCK), Extent(2 * BLOCK, BLOCK)]

@@ -151,8 +151,20 @@ def test_a_data_file_outside_allowed_places_is_denied(
     top = create(place / "allowed" / "top.qcow2", "-o", f"data_file={place}/private/data.raw")
     with pytest.raises(Denied):
         image.inspect(qcow2(top), resolve)
-    fine = create(place / "allowed" / "fine.qcow2", "-o", "data_file=data.raw")
-    assert image.inspect(qcow2(fine), resolve).size_bytes == 64 * units.KIB
+    fine = create(place / "allowed" / "fine.qcow2", "-o", f"data_file={place}/allowed/data.raw")
+    found = image.inspect(qcow2(fine), resolve)
+    assert found.size_bytes == 64 * units.KIB
+    os.utime(place / "allowed" / "data.raw", ns=(1, 1))
+    assert image.inspect(qcow2(fine), resolve).stamp != found.stamp
+    assert served(fine, QCOW2, resolve) == bytes(512)
+
+
+def test_a_data_file_is_not_looked_for_wherever_the_server_was_started(
+    place: Path, resolve: Callable[[str], Path]
+) -> None:
+    path = create(place / "allowed" / "disk.qcow2", "-o", "data_file=data.raw")
+    with pytest.raises(Invalid, match="without a folder"):
+        image.inspect(qcow2(path), resolve)
 
 
 def test_a_backing_file_without_a_format_is_not_probed(

@@ -173,6 +173,13 @@ def test_a_base_that_cannot_take_changes_back_is_removed(broken: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("read", ["base", "new"])
+def test_what_a_later_snapshot_reads_is_not_taken_back(read: str) -> None:
+    base = bitmap(name("a"), recording=False, busy=read == "base")
+    new = bitmap(name("b", "a"), recording=read != "new", busy=read == "new")
+    assert bitmaps.plan_discard(disk(base, new), names.token("b")) == []
+
+
 def test_only_bitmaps_of_ours_that_nobody_needs_are_forgotten() -> None:
     on = disk(
         bitmap(name("a")),

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,17 @@ def test_a_socket_that_somebody_else_holds_is_busy(tmp_path: Path) -> None:
         pytest.raises(Unavailable) as caught,
     ):
         Qmp(tmp_path / "q", connect_seconds_max=0.1)
+    assert caught.value.kind == "qmp-busy"
+
+
+def test_a_socket_with_no_place_left_to_wait_is_busy(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, ExitStack() as waiting:
+        server.bind(str(tmp_path / "q"))
+        server.listen(0)
+        first = waiting.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(tmp_path / "q"))
+        with pytest.raises(Unavailable) as caught:
+            Qmp(tmp_path / "q", connect_seconds_max=30)
     assert caught.value.kind == "qmp-busy"
 
 

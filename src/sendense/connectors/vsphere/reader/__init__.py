@@ -1,0 +1,1 @@
+"""The way to the bytes of a disk: one NBD address for each (VM, snapshot, disk)."""
