@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,37 @@ def test_impossible_options_are_refused(
 def test_every_option_is_described() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_the_engine_follows_a_catalog_on_postgresql_and_no_other(tmp_path: Path) -> None:
+    url = "postgresql://sendense@db1/sendense"
+    assert Settings(data_dir=tmp_path, database_url=url).jobs_url == url
+    own = f"sqlite:///{tmp_path}/engine.sqlite"
+    mariadb = "mysql+pymysql://sendense@db1/sendense"
+    assert Settings(data_dir=tmp_path, database_url=mariadb).jobs_url == own
+    assert Settings(data_dir=tmp_path, database_url=url, engine_url=own).jobs_url == own
+
+
+def test_a_worker_has_its_host_as_a_label_and_those_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Settings().worker_labels_with_host == {"host": socket.gethostname()}
+    monkeypatch.setenv("SENDENSE_WORKER_LABELS", "site=berlin, storage=nas1,")
+    given = Settings().worker_labels_with_host
+    assert given == {"host": socket.gethostname(), "site": "berlin", "storage": "nas1"}
+    named = Settings(worker_labels=["host=nas7"])  # type: ignore[arg-type] # as options give it
+    assert named.worker_labels_with_host == {"host": "nas7"}
+
+
+@pytest.mark.parametrize("labels", ["site", "Site=x", ",".join(f"k{n}=x" for n in range(8))])
+def test_labels_that_nobody_could_demand_are_refused(labels: str) -> None:
+    with pytest.raises(ValidationError, match="worker_labels"):
+        Settings(worker_labels=labels)  # type: ignore[arg-type] # as the environment gives it
+
+
+def test_a_database_that_cannot_hold_the_catalog_is_refused_without_its_password() -> None:
+    with pytest.raises(ValidationError, match="cannot be kept in oracle") as caught:
+        Settings(database_url="oracle://sendense:secret-word@db1/sendense")
+    assert "secret-word" not in str(caught.value)
+    settings = Settings(database_url="mysql+pymysql://sendense:secret-word@db1/sendense")
+    assert "secret-word" not in repr(settings)

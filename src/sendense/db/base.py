@@ -1,13 +1,14 @@
 """What every table shares: naming of constraints, and types that mean the same everywhere.
 
-SQLite is the default database; nothing here or in a table may stand in the way of PostgreSQL or
-MariaDB: strings have lengths, constraints have names, times are UTC, there are no partial indexes.
+The tables are the same on SQLite, PostgreSQL and MariaDB: strings have lengths and compare by their
+code points, constraints have names, times are UTC, there are no partial indexes.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, MetaData, String
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Float, Integer, MetaData, String
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
@@ -19,6 +20,8 @@ WORD_LENGTH_MAX = 32  # states, kinds, types
 
 # SQLite counts rows up only in an INTEGER, which holds 64 bits there anyway.
 BIG_INT = BigInteger().with_variant(Integer(), "sqlite")
+# MariaDB's FLOAT has seven digits.
+FLOAT = Float().with_variant(mysql.DOUBLE(asdecimal=False), "mysql", "mariadb")
 # None is NULL, not the JSON text `null`.
 JSON_VALUE = JSON(none_as_null=True)
 
@@ -29,6 +32,16 @@ NAMING = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+
+def text(length_max: int) -> String:
+    """Return the type of a text of so many characters.
+
+    It compares and sorts by code points on every database, trailing blanks included, whatever the
+    server's own collation is: SQLite does so anyway, PostgreSQL is told here, and MariaDB by the
+    database's default, which the migrations set.
+    """
+    return String(length_max).with_variant(String(length_max, collation="C"), "postgresql")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -54,10 +67,18 @@ class UtcDateTime(TypeDecorator[datetime]):
         assert value.tzinfo is not None, f"{value} has no time zone"
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give back as UTC."""
-        del dialect
-        return None if value is None else value.replace(tzinfo=UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """Give back as UTC; SQLite's texts in one step, since a chain has thousands of moments."""
+        del coltype
+        return _read_text if dialect.name == "sqlite" else _read_moment
+
+
+def _read_text(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value + "+00:00")
+
+
+def _read_moment(value: datetime | None) -> datetime | None:
+    return None if value is None else value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
@@ -70,5 +91,5 @@ class Base(DeclarativeBase):
         list[Any]: JSON_VALUE,
         dict[str, str]: JSON_VALUE,
         int: BIG_INT,
-        str: String(NAME_LENGTH_MAX),
+        str: text(NAME_LENGTH_MAX),
     }

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, String, UniqueConstraint
+from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from sendense.db.base import ID_LENGTH_MAX, WORD_LENGTH_MAX, Base
+from sendense.db.base import ID_LENGTH_MAX, WORD_LENGTH_MAX, Base, text
 
 
 class ChainRow(Base):
@@ -17,9 +17,9 @@ class ChainRow(Base):
     __tablename__ = "backup_chains"
     __table_args__ = (UniqueConstraint("vm_id", "key", "repository_id"),)
 
-    id: Mapped[str] = mapped_column(String(ID_LENGTH_MAX), primary_key=True)
+    id: Mapped[str] = mapped_column(text(ID_LENGTH_MAX), primary_key=True)
     vm_id: Mapped[str] = mapped_column(ForeignKey("vm_contexts.id"))
-    disk_id: Mapped[str] = mapped_column(String(WORD_LENGTH_MAX))
+    disk_id: Mapped[str] = mapped_column(text(WORD_LENGTH_MAX))
     key: Mapped[int]
     repository_id: Mapped[str] = mapped_column(ForeignKey("backup_repositories.id"), index=True)
     full_backup_id: Mapped[str] = mapped_column(ForeignKey("backup_jobs.id"), index=True)

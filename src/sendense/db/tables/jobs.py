@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Float, ForeignKey, Index, String
+from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from sendense.db.base import ID_LENGTH_MAX, WORD_LENGTH_MAX, Base
+from sendense.db.base import FLOAT, ID_LENGTH_MAX, WORD_LENGTH_MAX, Base, text
 
 
 class JobRow(Base):
@@ -17,24 +17,32 @@ class JobRow(Base):
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "status", "created_at"), Index(None, "created_at"))
+    __table_args__ = (
+        Index(None, "status", "created_at"),
+        Index(
+            "ix_jobs_listed",
+            *("created_at", "id", "status", "kind", "source_id", "repository_id"),
+        ),
+    )
 
-    id: Mapped[str] = mapped_column(String(ID_LENGTH_MAX), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(WORD_LENGTH_MAX))
-    status: Mapped[str] = mapped_column(String(WORD_LENGTH_MAX))
+    id: Mapped[str] = mapped_column(text(ID_LENGTH_MAX), primary_key=True)
+    kind: Mapped[str] = mapped_column(text(WORD_LENGTH_MAX))
+    status: Mapped[str] = mapped_column(text(WORD_LENGTH_MAX))
     priority: Mapped[int]
     # Ids of what the job is about, e.g. {"backup_id": …}; the workflow's input too: no secrets.
     subject: Mapped[dict[str, Any]]
-    vm_slot: Mapped[str | None] = mapped_column(String(ID_LENGTH_MAX), unique=True)
+    vm_slot: Mapped[str | None] = mapped_column(text(ID_LENGTH_MAX), unique=True)
     source_id: Mapped[str | None] = mapped_column(
         ForeignKey("sources.id", ondelete="SET NULL"), index=True
     )
     repository_id: Mapped[str | None] = mapped_column(
         ForeignKey("backup_repositories.id", ondelete="SET NULL"), index=True
     )
+    # What source and repository demanded when the job was asked for; null where nothing.
+    required_labels: Mapped[dict[str, str] | None]
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
-    current_phase: Mapped[str] = mapped_column(String(WORD_LENGTH_MAX))
-    progress_percent: Mapped[float] = mapped_column(Float(), default=0.0)
+    current_phase: Mapped[str] = mapped_column(text(WORD_LENGTH_MAX))
+    progress_percent: Mapped[float] = mapped_column(FLOAT, default=0.0)
     # Bytes, rate and seconds left, as the engine counts them; see hub/jobs/schemas.py.
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
     steps: Mapped[list[Any]] = mapped_column(default=list)

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import Boolean, ForeignKey, String, UniqueConstraint
+from sqlalchemy import Boolean, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from sendense.db.base import NAME_LENGTH_MAX, TEXT_LENGTH_MAX, WORD_LENGTH_MAX, Base
+from sendense.db.base import NAME_LENGTH_MAX, TEXT_LENGTH_MAX, WORD_LENGTH_MAX, Base, text
 
 
 class DiskRow(Base):
@@ -16,17 +16,17 @@ class DiskRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     vm_id: Mapped[str] = mapped_column(ForeignKey("vm_contexts.id", ondelete="CASCADE"))
-    disk_id: Mapped[str] = mapped_column(String(WORD_LENGTH_MAX))
+    disk_id: Mapped[str] = mapped_column(text(WORD_LENGTH_MAX))
     key: Mapped[int]
     index: Mapped[int]
-    label: Mapped[str] = mapped_column(String(NAME_LENGTH_MAX))
-    uuid: Mapped[str] = mapped_column(String(NAME_LENGTH_MAX))
+    label: Mapped[str] = mapped_column(text(NAME_LENGTH_MAX))
+    uuid: Mapped[str] = mapped_column(text(NAME_LENGTH_MAX))
     # None where the source could not tell; such a disk cannot be backed up.
     capacity_bytes: Mapped[int | None]
-    tracking: Mapped[str] = mapped_column(String(WORD_LENGTH_MAX))
-    datastore: Mapped[str | None] = mapped_column(String(NAME_LENGTH_MAX))
+    tracking: Mapped[str] = mapped_column(text(WORD_LENGTH_MAX))
+    datastore: Mapped[str | None] = mapped_column(text(NAME_LENGTH_MAX))
     # Why the source says that the disk cannot be backed up.
-    unsupported_reason: Mapped[str | None] = mapped_column(String(TEXT_LENGTH_MAX))
+    unsupported_reason: Mapped[str | None] = mapped_column(text(TEXT_LENGTH_MAX))
     # The user does not want it backed up.
     excluded: Mapped[bool] = mapped_column(Boolean(), default=False)
     # Null from discovery on; kept for clients that look for it.

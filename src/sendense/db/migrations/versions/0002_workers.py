@@ -6,7 +6,7 @@ Revision: 0002, follows 0001
 import sqlalchemy as sa
 from alembic import op
 
-from sendense.db.base import BIG_INT
+from sendense.db.base import BIG_INT, text
 
 revision = "0002"
 down_revision = "0001"
@@ -17,14 +17,14 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "take_overs",
-        sa.Column("job_id", sa.String(length=100), nullable=False),
+        sa.Column("job_id", text(100), nullable=False),
         sa.Column("count", BIG_INT, nullable=False),
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_take_overs")),
     )
     op.create_table(
         "workers",
-        sa.Column("id", sa.String(length=100), nullable=False),
-        sa.Column("host", sa.String(length=255), nullable=False),
+        sa.Column("id", text(100), nullable=False),
+        sa.Column("host", text(255), nullable=False),
         sa.Column("pid", BIG_INT, nullable=False),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("beat_at", sa.Double(), nullable=False),
