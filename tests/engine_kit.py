@@ -121,7 +121,7 @@ class Lab:
         self.storage = storage or MemoryStorage()
         self.repository = Repository.create(
             self.storage,
-            RepositorySettings(chunk_size=chunk_size),
+            RepositorySettings(chunk_size=chunk_size, root_key=bytes(range(32))),
             clock=SystemClock(),
             ids=SeededIds(1),
             reserve=NO_RESERVE,

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from sendense.core.errors import SendenseError
-from sendense.durable import failure, logs, schema
-from sendense.durable.client import migrate
+from sendense.durable import failure, logs, placement, schema
+from sendense.durable.client import EngineClient, QueueLimits, migrate
 from sendense.durable.definition import Workflow
 from sendense.durable.flow import Flow, Owner
 
@@ -30,19 +30,17 @@ class EngineSettings:
         url: the engine's database; SQLite on one machine, PostgreSQL beyond it.
         executor_id: unique for each start of a worker; two with one id would re-run each other's
             jobs.
-        poll_seconds: how long a queued workflow waits for an idle worker at most.
-        jobs_at_once_max: jobs that may run in this worker; they mostly wait for transfers.
-        transfers_at_once_max: disks this worker copies at a time.
-        transfers_per_partition_max: disks copied at a time from one source, by all workers
-            (vSphere bears about four per host).
+        limits: how much runs at once, and how soon.
+        labels: what this worker may be demanded to have.
+        idle_seconds_max: how long a server keeps the locks of a worker that froze within a
+            transaction; no longer than a lease, or its jobs could not be taken over in time.
     """
 
     url: str
     executor_id: str
-    poll_seconds: float = 0.25
-    jobs_at_once_max: int = 16
-    transfers_at_once_max: int = 4
-    transfers_per_partition_max: int = 4
+    limits: QueueLimits = field(default_factory=QueueLimits)
+    labels: placement.Labels = field(default_factory=dict)
+    idle_seconds_max: float = 60.0
 
 
 class Engine(Generic[ContextT]):
@@ -59,6 +57,7 @@ class Engine(Generic[ContextT]):
         self._workflows = workflows
         self._context = context
         self._owner = owner
+        self._dbos: DBOS | None = None
 
     def launch(self) -> None:
         """Start taking workflows. The lease must be held before: the sweep looks for it."""
@@ -72,16 +71,30 @@ class Engine(Generic[ContextT]):
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "WARNING",
             "enable_otlp": False,
+            "sys_db_idle_transaction_timeout_sec": self._settings.idle_seconds_max,
             # Waiting parents hold a thread each: a bound would be a deadlock.
             "max_executor_threads": None,
         }
-        DBOS(config=config)
+        self._dbos = DBOS(config=config)
         for workflow in self._workflows:
             DBOS.workflow(name=workflow.name, max_recovery_attempts=_RECOVERY_ATTEMPTS_MAX)(
                 self._entry(workflow)
             )
-        self._declare_queues()
+        DBOS.listen_queues(
+            placement.list_queues((schema.JOBS, schema.TRANSFERS), self._settings.labels)
+        )
+        # Queues are written before the launch: those made after it are noticed a second later.
+        client = EngineClient(self._settings.url)
+        try:
+            client.declare_queues({}, self._settings.limits)
+        finally:
+            client.close()
         DBOS.launch()
+
+    def list_running(self) -> frozenset[str]:
+        """Return the ids of the workflows that have a thread in this process, once launched."""
+        assert self._dbos is not None, "launch comes first"
+        return frozenset(self._dbos._active_workflows_set.activeList())  # noqa: SLF001 - see Worker
 
     def stop(self, *, wait_seconds: int) -> None:
         """Take no more workflows, and give the running ones some time to end.
@@ -90,28 +103,6 @@ class Engine(Generic[ContextT]):
         another worker goes on with it.
         """
         DBOS.destroy(workflow_completion_timeout_sec=wait_seconds, destroy_registry=True)
-
-    def _declare_queues(self) -> None:
-        """Write the queues before the launch: those made after it are noticed a second later."""
-        client = DBOSClient(
-            system_database_url=self._settings.url,
-            serializer=DBOSPortableJSONSerializer(),
-            application_name=schema.APPLICATION,
-        )
-        try:
-            client.register_queue(
-                schema.JOBS,
-                worker_concurrency=self._settings.jobs_at_once_max,
-                polling_interval_sec=self._settings.poll_seconds,
-            )
-            client.register_queue(
-                schema.TRANSFERS,
-                worker_concurrency=self._settings.transfers_at_once_max,
-                partition_concurrency=self._settings.transfers_per_partition_max,
-                polling_interval_sec=self._settings.poll_seconds,
-            )
-        finally:
-            client.destroy()
 
     def _entry(self, workflow: Workflow[ContextT]) -> Callable[..., Any]:
         """Return the function that DBOS calls: it only adds the flow to the arguments."""

@@ -39,7 +39,8 @@ def to_portable(error: Exception) -> PortableWorkflowError:
             "kind": error.kind,
             "fields": json.loads(json.dumps(error.fields, default=str)),
         }
-        name = type(error).__name__
+        known = (one.__name__ for one in type(error).__mro__ if one.__name__ in _BY_NAME)
+        name = next(known, "SendenseError")
     else:
         name = "SendenseError"
         data = {

@@ -7,7 +7,8 @@ VERSION = "workflows-1"
 
 APPLICATION = "sendense"
 
-# Each queue costs a thread and a poll in every worker: two, and no more without need.
+# Each queue costs a thread and a poll in every worker that may take from it: two, and two more for
+# each set of labels that is demanded somewhere; see placement.py.
 JOBS = "jobs"  # what users see; not partitioned
 TRANSFERS = "transfers"  # children that move bytes; partitioned by source
 

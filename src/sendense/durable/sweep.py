@@ -1,14 +1,13 @@
 """Take-over: what a dead worker left behind is given to the living.
 
 DBOS itself never does this: workflows of a killed worker would stay PENDING for ever while others
-idle. Any process may sweep; a lock lets one at a time.
+idle. Any process may sweep; a lock lets one at a time, and what it does is right even where it has
+lost the lock unawares: workflows are taken only from the dead worker, and rows only of those that
+have not beaten again.
 """
 
-import fcntl
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +16,17 @@ from sqlalchemy.orm import Session
 
 from sendense.db.catalog import Catalog
 from sendense.db.tables.workers import TakeOverRow, WorkerRow
-from sendense.durable import lease, schema
+from sendense.durable import lease, lease_terms, presence, process, schema
+from sendense.durable.alone import alone
 from sendense.durable.client import EngineClient, WorkflowState, WorkflowStatus
+from sendense.durable.lease import WorkerState
+from sendense.durable.presence import Presence
 
 _log = logging.getLogger(__name__)
 
 # A job that killed five workers without any progress in between would kill the sixth.
 TAKE_OVERS_MAX = 5
+_SAME_SECONDS = 0.001  # beats are this much apart; a database may round the last digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,11 @@ NOTHING = SweepReport((), (), ())
 
 
 class Sweep:
-    """Finds workflows whose worker is dead and queues them again, counting."""
+    """Finds workflows whose worker is dead and queues them again, counting.
+
+    Keep one for the life of a process: it remembers since when it saw no beat of each worker.
+    `check_lease` does not return where this process has itself lost its lease.
+    """
 
     def __init__(
         self,
@@ -48,69 +55,123 @@ class Sweep:
         *,
         lease_seconds: float,
         lock_folder: Path,
+        check_lease: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = lease_terms.awake_seconds,
     ) -> None:
         self._catalog = catalog
         self._client = client
         self._lease_seconds = lease_seconds
         self._lock_folder = lock_folder
+        self._check_lease = check_lease
+        self._clock = clock
+        self._beats: dict[str, tuple[float, float]] = {}
 
     def run(self) -> SweepReport:
         """Sweep once; does nothing while another process sweeps."""
-        with self._alone() as alone:
-            return self._take_over() if alone else NOTHING
+        with alone(
+            "sweep",
+            self._catalog,
+            lock_folder=self._lock_folder,
+            idle_seconds_max=self._lease_seconds,
+        ) as got:
+            return self._take_over() if got else NOTHING
 
     def _take_over(self) -> SweepReport:
         # In this order: a worker writes its row before it takes anything, so the owner of each
         # workflow in the first list has a row in the second, or is gone.
         running = self._client.list_workflows(statuses=[WorkflowStatus.RUNNING])
-        dead, live = self._declare_dead()
-        stranded = [one for one in running if one.executor_id not in live]
+        with self._catalog.read() as session:
+            workers = lease.list_workers(session)
+        dead = self._declare_dead([one for one in workers if self._is_dead(one)])
+        live = {one.worker_id for one in workers} - set(dead)
         jobs: dict[str, list[WorkflowState]] = {}
-        for workflow in stranded:
-            jobs.setdefault(schema.job_id_of(workflow.workflow_id), []).append(workflow)
-        given_up = tuple(job for job in sorted(jobs) if self._count(job) > TAKE_OVERS_MAX)
-        for job, workflows in sorted(jobs.items()):
-            if job in given_up:
-                self._give_up(job)
-                continue
-            for workflow in workflows:
-                self._client.resume(workflow.workflow_id, workflow.queue or schema.JOBS)
-            _log.warning("job %s is taken over from %s", job, workflows[0].executor_id)
-        return SweepReport(dead, tuple(sorted(set(jobs) - set(given_up))), given_up)
+        for workflow in running:
+            if workflow.executor_id not in live:
+                jobs.setdefault(schema.job_id_of(workflow.workflow_id), []).append(workflow)
+        taken, given_up = [], []
+        for job_id, workflows in sorted(jobs.items()):
+            self._check_lease()
+            if self._count(job_id) >= TAKE_OVERS_MAX:
+                self._give_up(job_id)
+                self._count_one_more(job_id)
+                given_up.append(job_id)
+            elif self._take(workflows):
+                self._count_one_more(job_id)
+                taken.append(job_id)
+                _log.warning("job %s is taken over from %s", job_id, workflows[0].executor_id)
+        return SweepReport(dead, tuple(taken), tuple(given_up))
 
-    def _declare_dead(self) -> tuple[tuple[str, ...], frozenset[str]]:
-        """Remove the rows of dead workers; return the ids of the dead and of the living.
+    def _is_dead(self, worker: WorkerState) -> bool:
+        """Whether a worker can have no hand on its jobs any more.
 
-        The row goes first: a worker that was only frozen finds it gone and ends itself.
+        Its file is free, or it has not beaten for long: by the database's clock, and by our own
+        too, so that nobody dies of a clock that jumps.
         """
-        dead: list[str] = []
-        live: list[str] = []
-        with self._catalog.write() as session:
-            for worker in lease.list_workers(session):
-                alive = lease.is_live(
-                    worker, lease_seconds=self._lease_seconds, lock_folder=self._lock_folder
+        now = self._clock()
+        beat_at, since = self._beats.get(worker.worker_id, (worker.beat_at, now))
+        if abs(worker.beat_at - beat_at) > _SAME_SECONDS:
+            since = now
+        self._beats[worker.worker_id] = (worker.beat_at, since)
+        found, _ = presence.look(presence.path_of(self._lock_folder, worker.worker_id))
+        if found is Presence.FREE:
+            return True
+        dead_seconds = self._lease_seconds * lease_terms.DEAD_SHARE
+        unchanged = now - since
+        return unchanged > dead_seconds or (
+            worker.age_seconds > dead_seconds
+            and unchanged > self._lease_seconds * lease_terms.UNCHANGED_SHARE
+        )
+
+    def _declare_dead(self, workers: list[WorkerState]) -> tuple[str, ...]:
+        """End and remove dead workers; return the ids of those that are gone.
+
+        What is left of a process goes first, then the row: a worker of another machine that was
+        only frozen finds it gone and ends itself.
+        """
+        gone = []
+        for worker in workers:
+            path = presence.path_of(self._lock_folder, worker.worker_id)
+            found, mark = presence.look(path)
+            if found is Presence.HELD and mark is not None and not process.end(mark, path):
+                _log.error("worker %s is stale and cannot be ended", worker.worker_id)
+            with self._catalog.write() as session:
+                answer = session.execute(
+                    sa.delete(WorkerRow).where(
+                        WorkerRow.id == worker.worker_id,
+                        # Any other beat is a sign of life; an earlier one, of a clock set back.
+                        WorkerRow.beat_at.between(
+                            worker.beat_at - _SAME_SECONDS, worker.beat_at + _SAME_SECONDS
+                        ),
+                    )
                 )
-                (live if alive else dead).append(worker.worker_id)
-            if dead:
-                session.execute(sa.delete(WorkerRow).where(WorkerRow.id.in_(dead)))
-        for worker_id in dead:
-            _log.warning("worker %s is dead", worker_id)
-            lease.lock_path(self._lock_folder, worker_id).unlink(missing_ok=True)
-        return tuple(dead), frozenset(live)
+                assert isinstance(answer, sa.CursorResult), "a deletion returns a count of rows"
+                removed = answer.rowcount
+            if removed:
+                _log.warning("worker %s is dead", worker.worker_id)
+                path.unlink(missing_ok=True)
+                del self._beats[worker.worker_id]
+                gone.append(worker.worker_id)
+        return tuple(gone)
+
+    def _take(self, workflows: list[WorkflowState]) -> bool:
+        """Queue workflows again where the dead worker still has them; whether any was."""
+        taken = [
+            self._client.take_over(one.workflow_id, executor_id=one.executor_id or "")
+            for one in workflows
+        ]
+        return any(taken)
 
     def _count(self, job_id: str) -> int:
-        """Count one more take-over of a job and return the number since its last progress."""
+        with self._catalog.read() as session:
+            return count_take_overs(session, job_id)
+
+    def _count_one_more(self, job_id: str) -> None:
         with self._catalog.write() as session:
-            count = session.scalar(sa.select(TakeOverRow.count).where(TakeOverRow.job_id == job_id))
-            if count is None:
-                session.execute(sa.insert(TakeOverRow).values(job_id=job_id, count=1))
-                return 1
-            session.execute(
-                sa.update(TakeOverRow)
-                .where(TakeOverRow.job_id == job_id)
-                .values(count=TakeOverRow.count + 1)
-            )
-            return int(count) + 1
+            row = session.get(TakeOverRow, job_id)
+            if row is None:
+                session.add(TakeOverRow(job_id=job_id, count=1))
+            else:
+                row.count += 1
 
     def _give_up(self, job_id: str) -> None:
         """End a job's workflows; whoever owns jobs sees that and cleans up."""
@@ -118,21 +179,6 @@ class Sweep:
         for workflow in self._client.list_workflows(prefix=job_id):
             if schema.job_id_of(workflow.workflow_id) == job_id and not workflow.ended:
                 self._client.cancel(workflow.workflow_id)
-
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        self._lock_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._lock_folder / "sweep.lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(lock)
 
 
 def count_take_overs(session: Session, job_id: str) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sendense.connectors.base import DiskView
 from sendense.core import units
-from sendense.core.errors import Unavailable
+from sendense.core.errors import Corrupt, Unavailable
 from sendense.core.extent import Extent
 from sendense.engine import pipeline, plan, sampling
 from sendense.engine.control import Control
@@ -33,6 +33,8 @@ CONNECTIONS_MAX = 4
 COMPRESSORS_MAX = 32  # beyond that one interpreter cannot feed them
 # Of each of the two pipelines, per thread: one batch in work, one waiting or done.
 BYTES_PER_THREAD = 2 * BATCH_BYTES
+PARENT_DAMAGED = "parent-damaged"  # the kind with which `list_lost` asks for a full read
+
 TRACKING_LOST = "tracking-lost"  # the kind with which `list_changed` says that it cannot tell
 BATCH_OVERHEAD = 64 * units.KIB  # what a batch weighs without bytes: bounds how many are inside
 
@@ -138,6 +140,7 @@ class _Backup:
         """Return the record of an incremental, or None and the decision to read everything."""
         with self._task.open_writer(Mode.INCREMENTAL) as writer:
             try:
+                lost = writer.list_lost()
                 work = self._list_work(
                     writer.chunk_size, Worklist.mark_changed, self._view.list_changed
                 )
@@ -145,6 +148,12 @@ class _Backup:
                 if error.kind != TRACKING_LOST:
                     raise
                 return None, plan.lost_tracking(error.message)
+            except Corrupt as error:
+                if error.kind != PARENT_DAMAGED:
+                    raise
+                return None, plan.parent_damaged()
+            for _ in work.mark_changed(lost):
+                pass
             differing = self._find_difference(work, writer)
             if differing is not None:
                 return None, plan.sample_differed(start=differing * writer.chunk_size)
@@ -175,7 +184,7 @@ class _Backup:
             Batch((Run(index, 1, Action.READ),), work.chunk_length(index))
             for index in sampling.choose(work, seed=self._task.moment)
         ]
-        with closing(self._read(batches, chunk_size=work.chunk_size)) as loaded:
+        with closing(self._read(batches, writer)) as loaded:
             for one in loaded:
                 index = one.batch.runs[0].first
                 if one.ids[0] != writer.parent_id(index):
@@ -196,7 +205,7 @@ class _Backup:
         ledger = Ledger(writer, self._progress, mode=decision.mode)
         batches = work.list_batches(first=first)
         with (
-            closing(self._read(batches, chunk_size=work.chunk_size)) as loaded,
+            closing(self._read(batches, writer)) as loaded,
             closing(self._compress(ledger.judge(one) for one in loaded)) as encoded,
         ):
             for verdict in encoded:
@@ -214,9 +223,13 @@ class _Backup:
         )
         return writer.finish(totals)
 
-    def _read(self, batches: Iterable[Batch], *, chunk_size: int) -> Generator[Loaded, None, None]:
+    def _read(self, batches: Iterable[Batch], writer: DiskWriter) -> Generator[Loaded, None, None]:
         connections = max(1, min(self._settings.connections, self._view.connections_max))
-        stage = Stage("read", connections, lambda: Reader(self._view, chunk_size=chunk_size))
+        stage = Stage(
+            "read",
+            connections,
+            lambda: Reader(self._view, chunk_size=writer.chunk_size, identify=writer.identify),
+        )
         items = (Item(batch.bytes_to_read + BATCH_OVERHEAD, batch) for batch in batches)
         return pipeline.run(
             items,

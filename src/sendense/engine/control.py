@@ -3,6 +3,7 @@
 A transfer asks `check` in every loop and in every wait, at least every `POLL_SECONDS`.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -67,7 +68,9 @@ class Control:
             finally:
                 finished.set()
 
-        threading.Thread(target=call, name=name, daemon=True).start()
+        # In the caller's context, so that what it logs names the job.
+        within = contextvars.copy_context()
+        threading.Thread(target=within.run, args=(call,), name=name, daemon=True).start()
         while not finished.wait(POLL_SECONDS):
             self.check()
         self.check()

@@ -8,6 +8,7 @@ order and the oldest is always inside, the pipeline cannot block itself.
 Threads help although Python runs one at a time: sockets, hashing and compression release the lock.
 """
 
+import contextvars
 import threading
 import time
 from collections import deque
@@ -99,7 +100,11 @@ class _Line:
         self._workers: list[Worker] = []
         self._threads = [
             threading.Thread(
-                target=self._work, args=(place,), name=f"{stage.name}-{number}", daemon=True
+                # In the caller's context, so that what a thread logs names the job.
+                target=contextvars.copy_context().run,
+                args=(self._work, place),
+                name=f"{stage.name}-{number}",
+                daemon=True,
             )
             for place, stage in enumerate(stages)
             for number in range(stage.threads)

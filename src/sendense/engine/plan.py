@@ -40,6 +40,7 @@ class Reason(StrEnum):
     FIRST_BACKUP = "first-backup"
     NO_TRACKING = "no-change-tracking"
     PARENT_DELETED = "parent-deleted"
+    PARENT_DAMAGED = "parent-damaged"
     PARENT_WITHOUT_CHANGE_ID = "parent-without-change-id"
     CHAIN_SUSPECT = "chain-suspect"
     CHUNK_SIZE_CHANGED = "chunk-size-changed"
@@ -122,6 +123,16 @@ def decide_mode(
     return refusal or INCREMENTAL
 
 
+def parent_deleted() -> Decision:
+    """Return the decision where the parent is gone, perhaps since the backup began."""
+    return _full(Reason.PARENT_DELETED, "the parent backup was deleted")
+
+
+def parent_damaged() -> Decision:
+    """Return the decision where what the parent's map needs lies in packs that were found bad."""
+    return _full(Reason.PARENT_DAMAGED, "the parent backup is damaged")
+
+
 def lost_tracking(why: str) -> Decision:
     """Return the decision where the platform could not list changes after all."""
     return _full(Reason.TRACKING_LOST, f"change tracking lost: {why}")
@@ -147,7 +158,7 @@ def _refuse_by_parent(parent: Parent | None, *, chunk_size: int) -> Decision | N
     if parent is None:
         return _full(Reason.FIRST_BACKUP, "first backup of this disk in this repository")
     if parent.deleted:
-        return _full(Reason.PARENT_DELETED, "the parent backup was deleted")
+        return parent_deleted()
     if parent.suspect_reason is not None:
         return _full(Reason.CHAIN_SUSPECT, f"the chain is suspect: {parent.suspect_reason}")
     if parent.chunk_size != chunk_size:

@@ -132,8 +132,6 @@ class Progress:
             self._samples.popleft()
 
     def _rate(self, now: float) -> float:
-        if not self._samples:
-            return 0.0
         then, done = self._samples[0]
         seconds = now - then
         return (self._read - done) / seconds if seconds > 0 else 0.0

@@ -1,9 +1,10 @@
-"""Restores a disk of a backup to a file, raw or qcow2, whole or not at all.
+"""Restores a disk of a backup to a file, raw or qcow2, whole or not at all; or into another disk.
 
 The file is written under a hidden name in the target's folder, synced, and only then given its
 name. Holes stay holes. Every chunk is verified by the reader before it is written.
 """
 
+import contextvars
 import os
 import queue
 import threading
@@ -15,15 +16,20 @@ from pathlib import Path
 from typing import Protocol
 
 from sendense.core import extent
+from sendense.core.errors import Conflict
 from sendense.core.extent import Extent
 from sendense.engine import publish
 from sendense.engine.control import POLL_SECONDS, Control
 from sendense.engine.progress import Phase, Progress
 from sendense.engine.qcow2 import Qcow2File
 from sendense.engine.rawfile import RawFile
+from sendense.nbd.address import Address
+from sendense.nbd.client import Client
+from sendense.nbd.protocol import ALLOCATION
 
 AHEAD_CHUNKS = 8  # verified and waiting to be written: at most 32 MiB
 JOIN_SECONDS_MAX = 1.0  # a reader that blocks is left to end by itself
+CLEAR_BYTES = 64 << 20  # a server without a quick way writes them all: seconds, then a look
 READERS_MAX = 16  # ranged reads in flight: what a distant storage needs; a near one needs cores
 
 
@@ -53,12 +59,16 @@ class Reader(Protocol):
         ...
 
 
-class Target(Protocol):
-    """A file being written."""
+class Writable(Protocol):
+    """What can be written at any place."""
 
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes at their place."""
         ...
+
+
+class Target(Writable, Protocol):
+    """A file being written."""
 
     def finish(self, control: Control) -> None:
         """Make all of it durable and check its length."""
@@ -76,7 +86,8 @@ class RestoreRequest:
     Attributes:
         path: the target; its folder exists, and it does not unless `overwrite`.
         tag: names the attempt's hidden file: the job's id, so that a second attempt of the same job
-            clears away what a killed one left. Letters, digits and hyphens; "" for a random one.
+            clears away what a killed one left, or finds that it was done; call `publish.forget`
+            when the job is over. Letters, digits and hyphens; "" for a random one.
     """
 
     path: Path
@@ -87,7 +98,7 @@ class RestoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore wrote."""
+    """What a restore wrote: no bytes where an earlier attempt of the same tag had done it all."""
 
     path: Path
     size_bytes: int
@@ -103,8 +114,11 @@ def restore_disk_to_file(
     whatever else the reader raises; Cancelled. Then no new file is left, and an old one is as it
     was.
     """
-    control.check()
     path = request.path.absolute()
+    if publish.is_named(path, tag=request.tag):
+        return Restored(path=path, size_bytes=reader.size_bytes, bytes_written=0)
+    control.check()
+    publish.forget(path, tag=request.tag)  # a killed attempt may have reserved the name
     publish.check_target(path, overwrite=request.overwrite)
     progress.enter(Phase.LISTING)
     size = reader.size_bytes
@@ -121,6 +135,46 @@ def restore_disk_to_file(
         control.check()
         name()
     return Restored(path=path, size_bytes=size, bytes_written=total)
+
+
+def restore_disk_to_export(
+    reader: Reader, address: Address, *, control: Control, progress: Progress
+) -> int:
+    """Make the disk that an NBD server serves equal to a disk, durably; return the bytes written.
+
+    All of it is overwritten: where the backup has a hole and the server tells of data, with zeros.
+    Raises Conflict, kind `target-size-differs`, before anything is written; what the client and the
+    reader raise, and Cancelled: then the disk is half written.
+    """
+    control.check()
+    progress.enter(Phase.LISTING)
+    total = control.run_apart(lambda: _count(reader, control), name="list-extents")
+    with Client.connect(address) as client:
+        if client.size_bytes != reader.size_bytes:
+            raise Conflict(
+                f"the disk to write is {client.size_bytes} bytes long, the backup's"
+                f" {reader.size_bytes}",
+                kind="target-size-differs",
+                hint="give the VM a disk of the very same size",
+            )
+        progress.start(bytes_total=total)
+        progress.enter(Phase.TRANSFERRING)
+        _clear(reader, client, address, control)
+        _copy(reader, client, control=control, progress=progress)
+        progress.enter(Phase.FINISHING)
+        control.run_apart(client.flush, name="sync-target")
+    return total
+
+
+def _clear(reader: Reader, client: Client, address: Address, control: Control) -> None:
+    """Write zeros where the backup has holes and the server tells of data."""
+    with Client.connect(address, contexts=[ALLOCATION]) as lister:
+        used = (run for run in lister.list_allocated() if not run.zero)
+        for run in extent.mark_zeros(used, reader.list_extents()):
+            if run.zero:
+                for piece in extent.split(run, unit=CLEAR_BYTES):
+                    control.check()
+                    client.zero(piece.start, piece.length)
 
 
 def _open_target(hidden: Path, kind: Format, *, size_bytes: int) -> Target:
@@ -142,7 +196,7 @@ def _data_extents(reader: Reader) -> Iterator[Extent]:
     return (run for run in runs if not run.zero)
 
 
-def _copy(reader: Reader, target: Target, *, control: Control, progress: Progress) -> None:
+def _copy(reader: Reader, target: Writable, *, control: Control, progress: Progress) -> None:
     ahead = _ReadAhead(reader)
     try:
         for offset, data in ahead.take(control):
@@ -161,7 +215,11 @@ class _ReadAhead:
             AHEAD_CHUNKS
         )
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._fetch, name="restore-fetch", daemon=True)
+        # In the caller's context, so that what it logs names the job.
+        within = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=within.run, args=(self._fetch,), name="restore-fetch", daemon=True
+        )
         self._thread.start()
 
     def take(self, control: Control) -> Iterator[tuple[int, bytes]]:

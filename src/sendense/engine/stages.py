@@ -3,7 +3,7 @@
 Between the two the writer's thread decides what each chunk becomes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sendense.connectors.base import DiskView
@@ -12,6 +12,7 @@ from sendense.engine.ledger import Judged, Loaded, Verdict
 from sendense.engine.worklist import Action, Batch, Run
 from sendense.nbd.client import Client
 from sendense.repository import chunk
+from sendense.repository.storage.base import Buffer
 
 REQUEST_BYTES = units.MIB  # measured: larger requests are not faster, and slower on qemu-nbd
 REQUESTS_IN_FLIGHT = 4  # of one connection: a whole batch
@@ -20,7 +21,10 @@ REQUESTS_IN_FLIGHT = 4  # of one connection: a whole batch
 class Reader:
     """Reads batches over a connection of its own, and identifies their chunks."""
 
-    def __init__(self, view: DiskView, *, chunk_size: int) -> None:
+    def __init__(
+        self, view: DiskView, *, chunk_size: int, identify: Callable[[Buffer], bytes]
+    ) -> None:
+        self._identify = identify
         self._size_bytes = view.size_bytes
         self._chunk_size = chunk_size
         self._client = Client.connect(view.address)
@@ -31,7 +35,7 @@ class Reader:
         for run in batch.runs:
             if run.action is Action.READ:
                 chunks.extend(self._read(run))
-        return Loaded(batch, chunks, [_identify(data) for data in chunks])
+        return Loaded(batch, chunks, [self._identify_chunk(data) for data in chunks])
 
     def interrupt(self) -> None:
         """Shut the connection, which makes a blocked `process` raise."""
@@ -40,6 +44,9 @@ class Reader:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _identify_chunk(self, data: memoryview) -> bytes:
+        return chunk.ZERO_ID if chunk.is_zero(data) else self._identify(data)
 
     def _read(self, run: Run) -> Iterator[memoryview]:
         start = run.first * self._chunk_size
@@ -88,7 +95,3 @@ class Compressor:
 
 def _requests(start: int, end: int) -> list[tuple[int, int]]:
     return [(begin, min(REQUEST_BYTES, end - begin)) for begin in range(start, end, REQUEST_BYTES)]
-
-
-def _identify(data: memoryview) -> bytes:
-    return chunk.ZERO_ID if chunk.is_zero(data) else chunk.identify(data)

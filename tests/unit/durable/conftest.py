@@ -1,5 +1,6 @@
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from sendense.core.errors import SendenseError
 from sendense.db import schema as catalog_schema
 from sendense.db.catalog import Catalog
-from sendense.durable.client import EngineClient, WorkflowState, migrate
+from sendense.durable.client import NO_LABELS, EngineClient, QueueLimits, WorkflowState, migrate
 from sendense.durable.definition import Workflow
 from sendense.durable.engine import Engine, EngineSettings
 
@@ -24,14 +25,11 @@ class World:
     folder: Path
     catalog: Catalog
     client: EngineClient
+    url: str
     calls: list[Any] = field(default_factory=list)
     pauses: list[tuple[str, float, bool]] = field(default_factory=list)
     shown: list[tuple[str, str, str]] = field(default_factory=list)
     engines: list[Engine[Any]] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"sqlite:///{self.folder}/engine.sqlite"
 
     @property
     def lock_folder(self) -> Path:
@@ -42,9 +40,10 @@ class World:
         *workflows: Workflow[Any],
         executor_id: str = "worker-1",
         check_lease: Callable[[], None] = lambda: None,
+        labels: Mapping[str, str] = NO_LABELS,
     ) -> Engine[Any]:
         engine = Engine(
-            EngineSettings(self.url, executor_id, poll_seconds=0.05),
+            EngineSettings(self.url, executor_id, QueueLimits(poll_seconds=0.05), labels),
             workflows,
             self.calls,
             _Owner(self, check_lease),
@@ -78,16 +77,25 @@ class _Owner:
         self._world.shown.append((workflow_id, step_name, error.kind if error else "ended"))
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.sqlite")
+@contextmanager
+def open_world(folder: Path, *, catalog_url: str, engine_url: str) -> Iterator[World]:
+    catalog = Catalog(catalog_url)
     catalog_schema.migrate(catalog)
-    url = f"sqlite:///{tmp_path}/engine.sqlite"
-    migrate(url)
-    client = EngineClient(url)
-    made = World(tmp_path, catalog, client)
+    migrate(engine_url)
+    client = EngineClient(engine_url)
+    made = World(folder, catalog, client, engine_url)
     yield made
     for engine in made.engines:
         engine.stop(wait_seconds=0)
     client.close()
     catalog.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(
+        tmp_path,
+        catalog_url=f"sqlite:///{tmp_path}/catalog.sqlite",
+        engine_url=f"sqlite:///{tmp_path}/engine.sqlite",
+    ) as made:
+        yield made

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from sendense.core.errors import NoSpace, NotFound, SendenseError, Unavailable
-from sendense.durable.client import EngineClient, WorkflowStatus
+from sendense.db.failure import CatalogFull, CatalogUnavailable
+from sendense.durable.client import EngineClient, EngineUnavailable, WorkflowStatus, migrate
 from sendense.durable.definition import Retry, Workflow, step
+from sendense.durable.flow import Place
 from tests.unit.durable.conftest import World
 
 
@@ -146,7 +148,7 @@ def test_the_lease_is_asked_for_before_every_attempt(world: World) -> None:
     world.client.start("program", "job-1", priority=20)
     world.wait("job-1")
 
-    assert asked == [0, 1, 2]
+    assert asked == [0, 0, 1, 2]  # and before the step is shown
 
 
 def test_children_run_beside_each_other_under_ids_of_their_own(world: World) -> None:
@@ -159,7 +161,7 @@ def test_children_run_beside_each_other_under_ids_of_their_own(world: World) -> 
 
     def program(flow: Any) -> Any:
         ids = [
-            flow.start(child, suffix, suffix, priority=20, partition="source-1")
+            flow.start(child, suffix, suffix, priority=20, place=Place("source-1", {}))
             for suffix in ("disk-2000", "disk-2001")
         ]
         return flow.run(wait, ids)
@@ -201,7 +203,7 @@ def test_after_a_restart_finished_steps_are_not_run_again(world: World) -> None:
         )
     connection.close()
 
-    world.client.resume("job-1", "jobs")
+    assert world.client.take_over("job-1", executor_id="worker-1")
     world.launch(workflow, executor_id="worker-2")
 
     assert world.wait("job-1").output == "done"
@@ -233,22 +235,14 @@ def test_finished_workflows_can_be_forgotten(world: World) -> None:
     assert world.client.find("job-1") is None
 
 
-def test_a_workflow_nobody_takes_waits(world: World) -> None:
-    assert world.client.find_oldest_waiting() is None
-
-    world.client.start("program", "job-1", priority=20)
-
-    waiting = world.client.find_oldest_waiting()
-    assert waiting is not None
-    assert datetime.now(tz=UTC) - waiting < timedelta(minutes=1)
-
-
 def test_a_database_that_does_not_answer_is_unavailable(world: World) -> None:
     (world.folder / "engine.sqlite").rename(world.folder / "elsewhere.sqlite")
     (world.folder / "engine.sqlite").mkdir()
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(EngineUnavailable):
         EngineClient(world.url)
+    with pytest.raises(EngineUnavailable):
+        migrate(world.url)
 
 
 def _wait_until(world: World, condition: Any) -> None:
@@ -257,3 +251,94 @@ def _wait_until(world: World, condition: Any) -> None:
             return
         threading.Event().wait(0.02)
     raise AssertionError(f"it never happened: {world.calls}")
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [
+        EngineUnavailable("the engine's database does not answer"),
+        CatalogUnavailable("the catalog does not answer"),
+        CatalogFull("the disk of the catalog is full"),
+    ],
+    ids=["engine", "catalog", "full"],
+)
+def test_a_database_that_restarts_costs_a_step_no_attempt(world: World, outage: Exception) -> None:
+    @step("ask")  # no second attempt by itself
+    def ask(calls: list[Any]) -> str:
+        calls.append("ask")
+        if len(calls) <= 3:
+            raise outage
+        return "answer"
+
+    world.launch(Workflow("program", lambda flow: flow.run(ask), (ask,)))
+    world.client.start("program", "job-1", priority=20)
+
+    assert world.wait("job-1").output == "answer"
+    assert [(seconds, cancellable) for _, seconds, cancellable in world.pauses] == [
+        (0.5, False),
+        (1.0, False),
+        (2.0, False),
+    ]
+
+
+def test_a_database_that_never_comes_back_fails_the_step_after_a_while(world: World) -> None:
+    @step("ask")
+    def ask(calls: list[Any]) -> None:
+        calls.append("ask")
+        raise EngineUnavailable("the engine's database does not answer")
+
+    world.launch(Workflow("program", lambda flow: flow.run(ask), (ask,)))
+    world.client.start("program", "job-1", priority=20)
+
+    error = world.wait("job-1").error
+    assert error is not None
+    assert "does not answer" in error.message
+    assert sum(seconds for _, seconds, _ in world.pauses) > 600
+
+
+def test_a_step_without_a_lease_shows_nothing_any_more(world: World) -> None:
+    def lose() -> None:
+        raise SystemExit  # as if the process ended here
+
+    world.launch(Workflow("program", lambda flow: flow.run(note, "x"), (note,)), check_lease=lose)
+    world.client.start("program", "job-1", priority=20)
+    _wait_until(
+        world,
+        lambda: (
+            (state := world.client.find("job-1")) is not None
+            and state.status is WorkflowStatus.RUNNING
+        ),
+    )
+    world.engines.pop().stop(wait_seconds=1)
+
+    assert (world.calls, world.shown) == ([], [])
+
+
+def test_nothing_is_listed_where_no_workflow_is_asked_for(world: World) -> None:
+    world.client.start("program", "job-1", priority=20)
+
+    assert world.client.list_workflows(workflow_ids=[]) == []
+    assert [one.workflow_id for one in world.client.list_active()] == ["job-1"]
+
+
+def test_a_workflow_that_nobody_knows_is_cancelled_already(world: World) -> None:
+    world.client.start("program", "job-1", priority=20)
+
+    world.client.cancel("job-unknown")
+    world.client.cancel("job-1")
+
+    assert world.wait("job-1").status is WorkflowStatus.CANCELLED
+
+
+def test_a_workflow_that_is_broken_itself_fails(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(flow: Any) -> None:
+        del flow
+        raise KeyError("root")
+
+    world.launch(Workflow("program", program, ()))
+    world.client.start("program", "job-1", priority=20)
+
+    assert world.wait("job-1").status is WorkflowStatus.FAILED
+    assert "job-1 is broken" in caplog.text

@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 
 from sendense.core import units
-from sendense.core.errors import Cancelled, SendenseError, Unavailable
+from sendense.core.errors import Cancelled, Corrupt, SendenseError, Unavailable
 from sendense.core.extent import Extent
 from sendense.engine import sampling
 from sendense.engine.backup import EngineSettings
 from sendense.engine.plan import Mode, Reason
 from sendense.engine.progress import Phase
 from sendense.engine.worklist import Worklist
+from sendense.repository import pack
+from sendense.repository.verify.run import verify
+from sendense.repository.writer import DiskWriter
 from tests.engine_kit import CHUNK, KEY, PAGE, WAIT_SECONDS, Lab, SparseDisk, View, served
 
 
@@ -135,6 +138,64 @@ def test_an_incremental_without_a_change_has_the_same_root() -> None:
     second, done = lab.back_up(disk, parent=first)
     assert done.record.root == full.record.root
     assert lab.read_back(second) == bytes_of(disk)
+
+
+def _spoil(lab: Lab, folder: str) -> str:
+    """Flip a bit in the only pack of a kind, and have it found; return its name."""
+    (name,) = [found.name for found in lab.storage.list_objects(folder)]
+    data = bytearray(lab.storage.get(name))
+    data[pack.HEADER.size + pack.BLOB.size + 20] ^= 1
+    lab.storage.delete(name)
+    lab.storage.put_if_absent(name, bytes(data))
+    assert verify(lab.repository).bad == (name,)
+    return name
+
+
+def test_an_incremental_stores_again_what_lies_in_a_bad_pack() -> None:
+    disk = small_disk(chunks=400)
+    lab = Lab()
+    first, _ = lab.back_up(disk)
+    before = bytes_of(disk)
+    _spoil(lab, "packs/")
+    disk.write_page(3 * CHUNK // PAGE + 1, b"changed")
+    trimmed = Extent(7 * CHUNK, CHUNK, zero=True)
+    for page in range(trimmed.start // PAGE, trimmed.end // PAGE):
+        disk.pages.pop(page, None)
+    second, done = lab.back_up(
+        disk, parent=first, changes=[Extent(3 * CHUNK + PAGE, PAGE), trimmed]
+    )
+    assert done.decision.mode is Mode.INCREMENTAL
+    assert done.record.bytes_read >= 399 * CHUNK
+    assert lab.read_back(second) == bytes_of(disk)
+    assert lab.read_back(first) == before  # only its first chunk was hurt, and is whole again
+    third, again = lab.back_up(disk, parent=second)
+    assert again.record.bytes_read == 0
+    assert lab.read_back(third) == bytes_of(disk)
+
+
+def test_a_parent_whose_map_lies_in_a_bad_pack_means_a_full_read() -> None:
+    disk = small_disk(chunks=40)
+    lab = Lab()
+    first, _ = lab.back_up(disk)
+    _spoil(lab, "meta/")
+    second, done = lab.back_up(disk, parent=first)
+    assert (done.decision.mode, done.decision.code) == (Mode.FULL, Reason.PARENT_DAMAGED)
+    assert done.decision.is_fallback
+    assert lab.read_back(second) == bytes_of(disk)
+    assert lab.read_back(first) == bytes_of(disk)
+
+
+def test_a_parent_that_is_damaged_unnoticed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = small_disk(chunks=40)
+    lab = Lab()
+    first, _ = lab.back_up(disk)
+
+    def fail(_writer: DiskWriter) -> list[Extent]:
+        raise Corrupt("a node does not decode", kind="map-corrupt")
+
+    monkeypatch.setattr(DiskWriter, "list_lost", fail)
+    with pytest.raises(Corrupt):
+        lab.back_up(disk, parent=first)
 
 
 def test_trims_become_zeros_without_being_read() -> None:

@@ -1,3 +1,4 @@
+import contextvars
 import threading
 import time
 
@@ -59,3 +60,10 @@ def test_cancelling_does_not_wait_for_work_apart_that_hangs() -> None:
         control.run_apart(lambda: release.wait(60), name="t")
     assert time.monotonic() - started < 2
     release.set()
+
+
+def test_work_apart_knows_in_whose_name_it_is_done() -> None:
+    job = contextvars.ContextVar("job", default="nobody")
+    within = contextvars.copy_context()
+    within.run(job.set, "job-1")
+    assert within.run(lambda: Control().run_apart(job.get, name="t")) == "job-1"

@@ -1,3 +1,4 @@
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,3 +193,20 @@ def test_cancelling_does_not_wait_for_a_worker_that_cannot_be_interrupted() -> N
         next(run)
     assert time.monotonic() - started < 2
     release.set()
+
+
+def test_threads_know_in_whose_name_they_work() -> None:
+    job = contextvars.ContextVar("job", default="nobody")
+    within = contextvars.copy_context()
+    within.run(job.set, "job-1")
+    found = within.run(
+        lambda: list(
+            pipeline.run(
+                items(4),
+                [stage(lambda _: job.get() == "job-1", threads=2)],
+                bytes_in_flight_max=4,
+                control=Control(),
+            )
+        )
+    )
+    assert found == [True] * 4

@@ -1,9 +1,11 @@
 import os
+import queue
 import random
 import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sendense.core.extent import Extent
 from sendense.engine import restore
 from sendense.engine.control import Control
 from sendense.engine.progress import Phase, Progress
+from sendense.engine.qcow2 import Qcow2File
 from sendense.engine.rawfile import RawFile
 from sendense.engine.restore import Format, Restored, RestoreRequest
 from tests.engine_kit import CHUNK, KEY, PAGE, WAIT_SECONDS, Lab, SparseDisk
@@ -52,6 +55,18 @@ def test_a_raw_file_has_every_byte_and_its_holes(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["disk.raw"]
     shown = lab.progress.snapshot()
     assert (shown.phase, shown.fraction) == (Phase.FINISHING, 1.0)
+
+
+def test_an_attempt_finds_what_the_one_before_had_finished(tmp_path: Path) -> None:
+    disk, lab = disk_with_holes(), Lab()
+    backup_id, _ = lab.back_up(disk)
+    path = tmp_path / "disk.raw"
+    restore_latest(lab, backup_id, RestoreRequest(path, tag="job-1"))
+    again = restore_latest(lab, backup_id, RestoreRequest(path, tag="job-1"))
+    assert again == Restored(path, disk.size_bytes, 0)
+    with pytest.raises(Exists):
+        restore_latest(lab, backup_id, RestoreRequest(path, tag="job-2"))
+    assert path.read_bytes() == disk.read(0, disk.size_bytes)
 
 
 @pytest.mark.parametrize("size", [512, CHUNK, 5 * CHUNK])
@@ -209,3 +224,64 @@ def test_a_place_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         target.write(0, b"x" * CHUNK)
     target.close()
+
+
+@pytest.mark.parametrize("kind", list(Format))
+def test_a_file_of_another_length_than_the_disk_is_not_called_restored(
+    kind: Format, tmp_path: Path
+) -> None:
+    path = tmp_path / "disk"
+    target: RawFile | Qcow2File
+    if kind is Format.RAW:
+        target = RawFile(path, size_bytes=CHUNK)
+        os.truncate(target.fileno(), 1)
+    else:
+        target = Qcow2File(path, size_bytes=CHUNK)
+        target._size_bytes += units.SECTOR  # qemu-nbd holds the file: nothing can shorten it
+    with closing(target), pytest.raises(Unavailable, match="after the restore") as caught:
+        target.finish(Control())
+    assert caught.value.kind == "target-failed"
+
+
+def test_what_qemu_img_says_when_it_fails_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="qemu-img cannot create") as caught:
+        Qcow2File(tmp_path / "disk", size_bytes=1 << 62)
+    assert caught.value.kind == "target-failed"
+
+
+def test_a_slow_reader_and_a_slow_target_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(queue.Queue[object]):
+        full_seen = threading.Event()
+
+        def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:  # noqa: FBT001, FBT002
+            try:
+                super().put(item, block, timeout)
+            except queue.Full:
+                self.full_seen.set()
+                raise
+
+    class ManyChunks(FaultyReader):
+        def read_chunks(
+            self, extents: Iterable[Extent] | None = None, *, threads: int = 1
+        ) -> Iterator[tuple[int, bytes]]:
+            assert extents is not None
+            assert threads >= 1
+            for index in range(2 * restore.AHEAD_CHUNKS):
+                yield index, b"x"
+            assert self.release.wait(WAIT_SECONDS)
+
+    checks = 0
+
+    def count() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 2 * restore.AHEAD_CHUNKS + 2:  # it asked again though nothing came
+            reader.release.set()
+
+    monkeypatch.setattr(queue, "Queue", Watched)
+    reader = ManyChunks()
+    ahead = restore._ReadAhead(reader)
+    assert Watched.full_seen.wait(WAIT_SECONDS)
+    found = [offset for offset, _ in ahead.take(Control(count))]
+    ahead.stop()
+    assert found == list(range(2 * restore.AHEAD_CHUNKS))
