@@ -18,7 +18,7 @@ def content(seed: int, length: int = DISK_BYTES) -> bytes:
 @pytest.fixture
 def world(tmp_path: Path, seed: int) -> Iterator[World]:
     """A running worker; VMs `web` with two disks and `db` with one are discovered."""
-    made = worlds.build(tmp_path, worker_id="worker-1")
+    made = worlds.build(tmp_path, worlds.Setting())
     worlds.register(made)
     made.lab.add_vm("web", content(seed), content(seed + 1, 512 * 1024))
     made.lab.add_vm("db", content(seed + 2, 1024 * 1024))

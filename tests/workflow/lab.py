@@ -7,11 +7,12 @@ can look at what was left behind.
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Lab:
     """The platform; see connectors.base.Source."""
 
     folder: Path
+    events: Path
     bytes_per_second: int | None = None
     silent: bool = field(default=False)
 
@@ -115,6 +117,9 @@ class Lab:
             for path in sorted((self.folder / "vms").iterdir())
         ]
 
+    def confirm_gone(self, vm_uuids: Collection[str]) -> frozenset[str]:
+        return frozenset(vm_uuids)
+
     def take_snapshot(self, request: SnapshotRequest) -> Snapshot:
         self._answer()
         home = self.folder / "snapshots" / request.name
@@ -142,6 +147,7 @@ class Lab:
             (making / "held.json").write_text(json.dumps(held))
             home.parent.mkdir(exist_ok=True)
             making.rename(home)
+            self._note("taken", request.name)
         held = json.loads((home / "held.json").read_text())
         return Snapshot(
             reference={"name": request.name, "disks": held},
@@ -182,7 +188,10 @@ class Lab:
         for change_id in self.change_ids - keep:
             if change_id.rpartition("-")[0] in lineages:
                 (self.folder / "changes" / f"{change_id}.raw").unlink()
-        shutil.rmtree(self.folder / "snapshots" / reference["name"], ignore_errors=True)
+        home = self.folder / "snapshots" / reference["name"]
+        if home.exists():
+            shutil.rmtree(home)
+            self._note("removed", reference["name"])
 
     def find_snapshot(self, vm_uuid: str, name: str) -> dict[str, Any] | None:
         del vm_uuid
@@ -193,6 +202,12 @@ class Lab:
 
     def close(self) -> None:
         pass
+
+    def _note(self, *words: str) -> None:
+        line = " ".join(("0", "lab", *words)) + "\n"
+        handle = os.open(self.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(handle, line.encode())
+        os.close(handle)
 
     def _answer(self) -> None:
         if self.silent:

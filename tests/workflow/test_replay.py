@@ -31,7 +31,7 @@ def test_a_backup_that_stops_before_any_step_ends_as_if_it_had_not(world: World,
     assert state is not None
     assert state.status is WorkflowStatus.RUNNING  # and nobody runs it
 
-    world.client.resume(dead, state.queue or "")
+    assert world.client.take_over(dead, executor_id=state.executor_id or "")
     job = world.wait(job_id)
 
     assert job.status == "completed"

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import os
 import signal
@@ -94,6 +95,19 @@ def test_the_server_serves_restarts_its_worker_and_stops_cleanly(tmp_path: Path)
         assert _workers(folder) == []
 
 
+def test_a_frozen_worker_is_ended_and_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with _serve(folder) as (_, url):
+        (worker,) = _workers(folder)
+        worker.suspend()
+        _until(lambda: not worker.is_running())
+        _until(lambda: bool(_workers(folder)) and _health(url)["workers_alive"] == 1)
+        listed = httpx.get(f"{url}/workers").json()["workers"]
+        (found,) = [one for one in listed if one["status"] == "live"]
+        assert found["pid"] == _workers(folder)[0].pid
+        assert found["labels"] == {"host": socket.gethostname()}
+
+
 def test_the_files_of_a_data_directory_open_to_all_are_private(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -152,6 +166,24 @@ def test_a_localhost_that_is_another_machine_is_not_listened_on(
     settings = Settings(data_dir=tmp_path, host="localhost", port=0, no_auth=True)
     with pytest.raises(Denied, match="loopback"), serve._listening(settings):
         pass
+
+
+def test_answers_never_wait_for_delayed_acknowledgements(tmp_path: Path) -> None:
+    async def serve_one() -> int:
+        options: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            options.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        settings = Settings(data_dir=tmp_path, host="127.0.0.1", port=0, no_auth=True)
+        with serve._listening(settings) as listener:
+            async with await asyncio.start_server(accept, sock=listener):
+                with socket.create_connection(listener.getsockname()):
+                    return await asyncio.wait_for(options, 10)
+
+    assert asyncio.run(serve_one()) == 1
 
 
 def test_without_accounts_it_never_leaves_loopback(tmp_path: Path) -> None:

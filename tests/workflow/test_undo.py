@@ -46,6 +46,19 @@ def test_a_step_that_fails_leaves_nothing_behind_but_the_reason(world: World, st
     assert world.back_up("web").status == "completed"
 
 
+def test_a_restore_that_fails_says_why_in_its_own_row_and_leaves_no_file(world: World) -> None:
+    backup = world.back_up("web")
+    world.spy.faults["restore"] = [Corrupt("the disk is on fire", hint="fetch water")]
+
+    restore_id, job_id = world.start_restore(backup.id, "half.raw", disk_id=0)
+    job = world.wait(job_id)
+
+    assert job.status == "failed"
+    assert world.restore_row(restore_id).status == "failed"
+    assert world.restore_row(restore_id).error == job.error
+    assert list(world.target("half.raw").parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("step", ["record", "remove_snapshot", "finish"])
 def test_behind_the_commit_a_failure_costs_only_a_retry(world: World, step: str) -> None:
     world.spy.faults[step] = [Unavailable("away"), Unavailable("away")]

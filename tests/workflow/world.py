@@ -1,11 +1,16 @@
 """A hub without HTTP and a worker in this process, on SQLite, a local repository and a lab."""
 
 import contextlib
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from sendense import app
 from sendense.connectors.base import Source
@@ -13,15 +18,17 @@ from sendense.core.clock import SystemClock
 from sendense.core.errors import SendenseError
 from sendense.db.catalog import Catalog
 from sendense.db.tables import BackupRow, ChainRow, JobRow, RepositoryRow, RestoreRow, SourceRow
-from sendense.durable import client, lease
-from sendense.durable.client import EngineClient
+from sendense.durable import client, lease, lease_terms
+from sendense.durable.client import EngineClient, QueueLimits
 from sendense.durable.engine import Engine, EngineSettings
+from sendense.durable.fenced import FencedCatalog
 from sendense.durable.sweep import Sweep
 from sendense.hub.backups import service as backups
 from sendense.hub.backups.schemas import StartBackup
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries as job_queries
 from sendense.hub.jobs import service as jobs
+from sendense.hub.repositories import registration, root_keys
 from sendense.hub.repositories import service as repositories
 from sendense.hub.repositories.schemas import CreateRepository
 from sendense.hub.restores import service as restores
@@ -29,36 +36,81 @@ from sendense.hub.restores.schemas import StartRestore
 from sendense.hub.sources import service as sources
 from sendense.repository.repository import NO_RESERVE, Repository
 from sendense.settings import Settings
+from sendense.workflows.context import Context
 from sendense.workflows.housekeeping import Housekeeping
 from sendense.workflows.owner import WorkerOwner
 from sendense.workflows.registry import WORKFLOWS
 from sendense.workflows.worker import Worker
 from tests.workflow.lab import Lab
 
-WAIT_SECONDS_MAX = 30.0
+WAIT_SECONDS_MAX = 180.0  # a machine that runs other tests beside
 POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one worker of a test is set up; the others of its world may differ.
+
+    Attributes:
+        machine: one of another name sees neither the lock files nor the processes of this one.
+        clock_hours: how far the clock of its machine is off.
+        freeze_in: a step in which it freezes itself, inside a transaction that writes.
+    """
+
+    worker_id: str = "worker-1"
+    lease_seconds: float = 60.0
+    catalog_url: str = ""
+    engine_url: str = ""
+    machine: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    clock_hours: float = 0.0
+    bytes_per_second: int = 0
+    freeze_in: str = ""
+
+
+class ShiftedClock(SystemClock):
+    """The clock of a machine that is some hours off."""
+
+    def __init__(self, hours: float) -> None:
+        self._shift = timedelta(hours=hours)
+
+    def now(self) -> datetime:
+        return super().now() + self._shift
 
 
 class Spy(WorkerOwner):
     """The real owner; it also fails steps and calls the test where the test asks for it.
 
-    Pauses between attempts are not waited for.
+    Pauses between attempts are not waited for, unless it is `patient`. Steps are written down as
+    they begin and end.
     """
 
-    def __init__(self, catalog: Catalog, held: lease.Lease) -> None:
+    def __init__(self, catalog: Catalog, held: lease.Lease, events: Path) -> None:
         super().__init__(catalog, held, SystemClock())
+        self._worker_id = held.worker_id
+        self._events = events
         self._local = threading.local()
+        self.patient = False
         self.faults: dict[str, list[SendenseError]] = {}
         self.calls: dict[str, Callable[[], None]] = {}
         self.steps: list[str] = []
 
     def step_started(self, workflow_id: str, step_name: str) -> None:
         self._local.step = step_name
+        self._note("begins", workflow_id, step_name)
         self.steps.append(step_name)
         call = self.calls.pop(step_name, None)
         if call is not None:
             call()
         super().step_started(workflow_id, step_name)
+
+    def step_ended(self, workflow_id: str, step_name: str, error: SendenseError | None) -> None:
+        self._local.step = ""
+        self._note("ends", workflow_id, step_name)
+        super().step_ended(workflow_id, step_name, error)
+
+    def _note(self, *words: str) -> None:
+        note(self._events, self._worker_id, *words)
 
     def check_lease(self) -> None:
         super().check_lease()
@@ -67,7 +119,7 @@ class Spy(WorkerOwner):
             raise left.pop(0)
 
     def pause(self, job_id: str, seconds: float, *, cancellable: bool) -> None:
-        super().pause(job_id, min(seconds, 0.0), cancellable=cancellable)
+        super().pause(job_id, seconds if self.patient else 0.0, cancellable=cancellable)
 
 
 @dataclass
@@ -146,6 +198,12 @@ class World:
         with self.catalog.read() as session:
             return job_queries.get_job(session, job_id)
 
+    def waiting_reason(self, job_id: str) -> str | None:
+        """Return what the API would say of a job that waits."""
+        with self.catalog.read() as session:
+            row = job_queries.get_job(session, job_id)
+            return jobs.show_detail(session, self.hub, row).waiting_reason
+
     def backup(self, backup_id: str) -> BackupRow:
         with self.catalog.read() as session:
             row = session.get(BackupRow, backup_id)
@@ -169,7 +227,11 @@ class World:
         assert row is not None
         with repositories.open_checked(self.hub, row) as storage:
             yield Repository.open(
-                storage, clock=self.hub.clock, ids=self.hub.ids, reserve=NO_RESERVE
+                storage,
+                root_key=root_keys.find(self.hub, row),
+                clock=self.hub.clock,
+                ids=self.hub.ids,
+                reserve=NO_RESERVE,
             )
 
     def outcome(self, job_id: str) -> str | None:
@@ -182,52 +244,126 @@ class World:
             return [one.name for one in repository.storage.list_objects("sessions/")]
 
 
-def build(folder: Path, *, worker_id: str, lease_seconds: float = 60.0) -> World:
+def note(path: Path, *words: str) -> None:
+    """Write down that something happened, and when; at once and whole, whoever else writes."""
+    line = f"{lease_terms.awake_seconds():.3f} {' '.join(words)}\n".encode()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(handle, line)
+    os.close(handle)
+
+
+def settings_of(folder: Path, setting: Setting) -> Settings:
+    """Return the settings of a world in a folder."""
+    return Settings(
+        data_dir=folder / "data",
+        database_url=setting.catalog_url,
+        engine_url=setting.engine_url,
+        lease_seconds=setting.lease_seconds,
+        worker_labels=setting.labels,
+        no_auth=True,
+    )
+
+
+def build(folder: Path, setting: Setting) -> World:
     """Make or open a world in a folder; its worker does not run yet."""
-    settings = Settings(data_dir=folder / "data", lease_seconds=lease_seconds, no_auth=True)
+    settings = settings_of(folder, setting)
+    lock_folder = settings.lock_dir / setting.machine
     catalog = app.open_catalog(settings, migrate=True)
+    if setting.clock_hours:
+        _shift_database(catalog, setting.clock_hours)
     client.migrate(settings.jobs_url)
     engine = EngineClient(settings.jobs_url)
-    lab = Lab(folder / "lab")
+    events = folder / "events"
+    lab = Lab(folder / "lab", events=events)
     (lab.folder / "vms").mkdir(parents=True, exist_ok=True)
-    hub = replace(app.create_hub(settings, catalog, engine), open_source=lambda _kind, _config: lab)
+    hub = replace(
+        app.create_hub(settings, catalog, engine),
+        open_source=lambda _kind, _config, _credentials=None: lab,
+        clock=ShiftedClock(setting.clock_hours),
+    )
+
+    def end() -> None:
+        note(events, setting.worker_id, "fenced")
+        lease.end_process()
+
     held = lease.Lease(
         catalog,
-        worker_id=worker_id,
+        worker_id=setting.worker_id,
         lease_seconds=settings.lease_seconds,
-        lock_folder=settings.lock_dir,
+        lock_folder=lock_folder,
+        on_lost=end,
+        about=lease.About(settings.worker_labels_with_host, "test"),
     )
+    fenced = FencedCatalog(catalog, held)
 
     @contextlib.contextmanager
     def open_source(_row: SourceRow) -> Iterator[Source]:
         yield lab
 
-    context = replace(app.create_context(settings, catalog, engine, held), open_source=open_source)
-    spy = Spy(catalog, held)
-    worker = Worker(
+    context = replace(
+        app.create_context(settings, fenced, engine, held),
+        open_source=open_source,
+        clock=hub.clock,
+    )
+    spy = Spy(fenced, held, events)
+    worker = _build_worker(setting, settings, context, fenced=fenced, catalog=catalog, spy=spy)
+    return World(settings, catalog, engine, hub, lab, spy, worker)
+
+
+def _build_worker(
+    setting: Setting,
+    settings: Settings,
+    context: Context,
+    *,
+    fenced: FencedCatalog,
+    catalog: Catalog,
+    spy: Spy,
+) -> Worker:
+    """Return the worker of a world, not yet started."""
+    held, engine = context.lease, context.engine
+    return Worker(
         catalog=catalog,
         client=engine,
         lease=held,
         engine=Engine(
-            EngineSettings(settings.jobs_url, worker_id, poll_seconds=0.05),
+            EngineSettings(
+                settings.jobs_url,
+                setting.worker_id,
+                QueueLimits(poll_seconds=0.05),
+                settings.worker_labels_with_host,
+                setting.lease_seconds,
+            ),
             WORKFLOWS,
             context,
             spy,
         ),
         housekeeping=Housekeeping(
-            catalog,
+            fenced,
             engine,
             Sweep(
-                catalog,
+                fenced,
                 engine,
                 lease_seconds=settings.lease_seconds,
-                lock_folder=settings.lock_dir,
+                lock_folder=settings.lock_dir / setting.machine,
+                check_lease=held.check,
             ),
-            hub.clock,
+            context.clock,
         ),
         orphaned=lambda: False,
     )
-    return World(settings, catalog, engine, hub, lab, spy, worker)
+
+
+def _shift_database(catalog: Catalog, hours: float) -> None:
+    """Let SQLite tell the time of a machine that is some hours off."""
+
+    def override(connection: Any, record: object) -> None:
+        del record
+        connection.create_function(
+            "julianday", 1, lambda _now: 2440587.5 + (time.time() / 3600 + hours) / 24
+        )
+
+    sa.event.listen(catalog.engine, "connect", override)
+    catalog.engine.dispose()
 
 
 def register(world: World) -> None:
@@ -255,6 +391,6 @@ def add_repository(world: World, name: str, path: Path) -> str:
     wanted = CreateRepository.model_validate(
         {"name": name, "type": "local", "config": {"path": str(path)}}
     )
-    opened = repositories.open_or_make(world.hub, wanted)
+    opened = registration.open_or_make(world.hub, wanted)
     with world.catalog.write() as session:
-        return repositories.create(session, world.hub, wanted, opened).id
+        return registration.create(session, world.hub, wanted, opened).id

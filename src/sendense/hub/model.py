@@ -19,8 +19,10 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+from pydantic_core import PydanticCustomError
 
 from sendense.core import clock
+from sendense.durable import placement
 
 NAME_LENGTH_MAX = 255  # of the catalog's columns; vSphere allows 80 characters
 PATH_LENGTH_MAX = 4095  # Linux: PATH_MAX less its NUL
@@ -84,6 +86,24 @@ TagKey = Annotated[
 ]
 TagValue = Annotated[StrictStr, StringConstraints(max_length=TAG_VALUE_LENGTH_MAX)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=TAGS_MAX)]
+LabelKey = Annotated[
+    StrictStr,
+    StringConstraints(pattern=f"^{placement.KEY_PATTERN}$"),
+    explained("is no key of a label: up to 63 of a-z, 0-9 and, inside, . _ / -"),
+]
+LabelValue = Annotated[
+    StrictStr,
+    StringConstraints(pattern=f"^{placement.VALUE_PATTERN}$"),
+    explained("is no value of a label: up to 253 letters, digits and, inside, . _ -"),
+]
+RequiredLabels = Annotated[
+    dict[LabelKey, LabelValue],
+    Field(
+        max_length=placement.LABELS_MAX,
+        description="Labels that a worker must have to reach it; `host` names a machine.",
+        examples=[{"host": "nas1"}],
+    ),
+]
 DiskNumber = Annotated[int, Field(strict=True, ge=0, le=9999)]
 DiskName = Annotated[StrictStr, StringConstraints(pattern=r"^disk-[0-9]{1,9}$")]
 # The disk's index, or its name: both are shown wherever a disk is.
@@ -96,9 +116,22 @@ Moment = Annotated[
 ]
 
 
-def _mend_plus(value: Any) -> Any:
-    """Read `03:04:05 02:00` as what a client meant: in an address a bare plus is a blank."""
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_asked(value: Any) -> Any:
+    """Read `03:04:05 02:00` as what a client meant: in an address a bare plus is a blank.
+
+    A number is no moment: pydantic would take it for seconds, or milliseconds, since 1970.
+    """
     if isinstance(value, str):
+        if _is_number(value):
+            raise PydanticCustomError("datetime_parsing", "must be a time in ISO 8601")
         return re.sub(r"(T[0-9:.]+) (\d\d:?\d\d)\Z", r"\1+\2", value)
     return value
 
@@ -113,7 +146,7 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("is outside the years 1 to 9999") from None
 
 
-AskedMoment = Annotated[datetime, BeforeValidator(_mend_plus), AfterValidator(_in_utc)]
+AskedMoment = Annotated[datetime, BeforeValidator(_read_asked), AfterValidator(_in_utc)]
 Text = Annotated[
     str,
     StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX),

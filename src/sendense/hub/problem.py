@@ -44,6 +44,9 @@ class Problem(BaseModel):
     status: int
     detail: Annotated[str, Field(description="What is wrong.")]
     hint: Annotated[str, Field(description="What a person can do about it.")] = ""
+    request_id: Annotated[
+        str, Field(description="What the server's log calls this request; also X-Request-ID.")
+    ] = ""
     errors: Annotated[
         list[FieldProblem], Field(description="Each wrong field, where the input is invalid.")
     ] = []

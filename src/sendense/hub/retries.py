@@ -1,5 +1,7 @@
 """Running a failed or cancelled job again: the same request, a new job."""
 
+from typing import Any
+
 from fastapi import APIRouter, Response, status
 
 from sendense.core.errors import Conflict
@@ -15,7 +17,7 @@ from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind
 from sendense.hub.model import Accepted
 from sendense.hub.repositories import routes as repositories
-from sendense.hub.repositories.schemas import CheckRepository
+from sendense.hub.repositories.schemas import CheckRepository, CollectGarbage, VerifyRepository
 from sendense.hub.restores import queries as restore_queries
 from sendense.hub.restores import routes as restores
 from sendense.hub.restores import service as restore_service
@@ -62,6 +64,25 @@ def _start_again(hub: Hub, job_id: str, keyed: Keyed) -> Accepted:
             return restores.request_restore(hub, restore, keyed, retry_of=job_id)
         case JobKind.DISCOVERY:
             return sources.request_discovery(hub, subject["source_id"], keyed)
-        case JobKind.CHECK:
-            again = CheckRepository(read_data=subject["read_data"])
-            return repositories.request_check(hub, subject["repository_id"], again, keyed)
+        case JobKind.IMPORT:
+            return repositories.request_import(hub, subject["repository_id"], keyed)
+        case JobKind.HUB_EXPORT:
+            return repositories.request_hub_export(hub, subject["repository_id"], keyed)
+        case kind:
+            return _start_again_on_repository(hub, kind, subject, keyed)
+
+
+def _start_again_on_repository(
+    hub: Hub, kind: JobKind, subject: dict[str, Any], keyed: Keyed
+) -> Accepted:
+    """Ask for a repository's job in the words in which it was asked for."""
+    repository_id = subject["repository_id"]
+    asked = {name: value for name, value in subject.items() if name != "repository_id"}
+    if kind is JobKind.GC:
+        collect = CollectGarbage.model_validate(asked)
+        return repositories.request_gc(hub, repository_id, collect, keyed)
+    if kind is JobKind.VERIFY:
+        verify = VerifyRepository.model_validate(asked)
+        return repositories.request_verify(hub, repository_id, verify, keyed)
+    check = CheckRepository.model_validate(asked)
+    return repositories.request_check(hub, repository_id, check, keyed)

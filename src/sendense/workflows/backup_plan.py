@@ -21,6 +21,7 @@ from sendense.repository.manifest import DiskRecord, VmRecord
 from sendense.repository.repository import Repository
 from sendense.workflows.context import get_repository, get_source
 
+SNAPSHOT_PREFIX = "sendense-"
 _LINEAGE_DIGITS = 24  # of at most 32 characters that platforms bear in a bitmap's name
 
 
@@ -39,7 +40,7 @@ class Subject:
     @property
     def snapshot_name(self) -> str:
         """The name of the job's snapshot: found again by it after a crash."""
-        return f"sendense-{self.job_id}"
+        return f"{SNAPSHOT_PREFIX}{self.job_id}"
 
     @property
     def vm_record(self) -> VmRecord:

@@ -27,7 +27,7 @@ from sendense.core.errors import Cancelled, Conflict, SendenseError
 from sendense.durable import schema, sweep
 from sendense.durable.client import WorkflowState, WorkflowStatus
 from sendense.durable.definition import Retry, Workflow, step
-from sendense.durable.flow import Flow
+from sendense.durable.flow import Flow, Place
 from sendense.engine.plan import Reason
 from sendense.hub.backups import queries as backups
 from sendense.hub.backups.queries import BackupResult, DiskResult
@@ -86,7 +86,12 @@ def take_snapshot(context: Context, job_id: str, planned: list[dict[str, Any]]) 
         snapshot = source.take_snapshot(request)
     with context.catalog.write() as session:
         jobs.set_snapshot(session, job_id, snapshot.reference, now=context.now())
-    return {**snapshots.to_data(snapshot), "partition": subject.source.id}
+        required = jobs.get_job(session, job_id).required_labels or {}
+    return {
+        **snapshots.to_data(snapshot),
+        "partition": subject.source.id,
+        "required_labels": required,
+    }
 
 
 @step("decide", retry=EARLY_RETRY)
@@ -226,6 +231,7 @@ def _result(subject: Subject, manifest: Manifest) -> BackupResult:
         warnings=manifest.warnings,
         skipped=tuple(subject.backup.skipped),
         disks=tuple(_disk_result(disk) for disk in manifest.disks),
+        immutable_until=manifest.immutable_until,
     )
 
 
@@ -292,7 +298,8 @@ def _start_transfer(flow: Flow[Context], snapshot: dict[str, Any], decided: dict
         snapshot,
         decided,
         priority=schema.PRIORITY_INTERACTIVE,
-        partition=snapshot["partition"],
+        # Jobs that were begun before labels existed demand none.
+        place=Place(snapshot["partition"], snapshot.get("required_labels", {})),
     )
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from sendense.core.errors import Corrupt, SendenseError
-from sendense.durable.definition import Retry, Workflow, step
-from sendense.durable.flow import Flow
+from sendense.core.errors import Corrupt
+from sendense.durable.definition import Retry, step
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.queries import JobProgress
 from sendense.hub.jobs.schemas import JobStatus
+from sendense.hub.repositories import neighbours
 from sendense.repository import check as checker
 from sendense.workflows.context import Context, begin, get_repository
-from sendense.workflows.ending import FINISH_RETRY, ending_of, from_data, to_data
+from sendense.workflows.ending import FINISH_RETRY, one_step
 from sendense.workflows.watch import watch
 
 CHECK_RETRY = Retry(attempts_max=3, interval_seconds=2.0)
@@ -50,6 +50,9 @@ def check(context: Context, job_id: str) -> dict[str, Any]:
         found = checker.check(
             repository, progress=note, read_data=bool(job.subject.get("read_data"))
         )
+        manifests, _ = repository.backups.scan()
+    with context.catalog.write() as session:
+        neighbours.note_foreign(session, row.id, manifests)
     shown = asdict(found)
     shown["problems"] = shown["problems"][:PROBLEMS_SHOWN_MAX]
     return {**shown, "clean": found.clean}
@@ -71,22 +74,4 @@ def finish(context: Context, job_id: str, report: dict[str, Any]) -> None:
         jobs.finish(session, job_id, status, now=context.now(), error=error, result=report)
 
 
-@step("fail", retry=FINISH_RETRY)
-def fail(context: Context, job_id: str, reason: dict[str, Any]) -> None:
-    """End the job with the reason why the check could not be made."""
-    error = from_data(reason)
-    with context.catalog.write() as session:
-        jobs.finish(session, job_id, ending_of(error), now=context.now(), error=error)
-
-
-def check_repository(flow: Flow[Context]) -> None:
-    """Check, then end the job, whatever happened."""
-    try:
-        report = flow.run(check, flow.job_id)
-    except SendenseError as error:
-        flow.run(fail, flow.job_id, to_data(error))
-        return
-    flow.run(finish, flow.job_id, report)
-
-
-CHECK_REPOSITORY = Workflow[Context]("check_repository", check_repository, (check, finish, fail))
+CHECK_REPOSITORY = one_step("check_repository", check, finish)

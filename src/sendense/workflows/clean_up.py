@@ -9,7 +9,7 @@ snapshot. The steps are the workflow's own; they are idempotent and look for wha
 from typing import Any
 
 from sendense.connectors.base import SnapshotOutcome
-from sendense.core.errors import SendenseError, Unavailable
+from sendense.core.errors import Cancelled, SendenseError, Unavailable
 from sendense.durable import sweep
 from sendense.durable.definition import Workflow, step
 from sendense.durable.flow import Flow
@@ -19,8 +19,8 @@ from sendense.repository.session import State
 from sendense.workflows import (
     backup_undo,
     backup_vm,
-    check_repository,
     discover_vms,
+    ending,
     restore_disk,
 )
 from sendense.workflows.context import Context
@@ -48,6 +48,7 @@ def look(context: Context, job_id: str) -> dict[str, Any]:
         job = jobs.get_job(session, job_id)
         take_overs = sweep.count_take_overs(session, job_id)
         kind, active = job.kind, JobStatus(job.status).is_active
+        begun, cancelled = job.started_at is not None, job.cancel_requested_at is not None
     state = context.engine.find(job_id)
     error = state.error if state is not None else None
     if take_overs > sweep.TAKE_OVERS_MAX:
@@ -56,11 +57,13 @@ def look(context: Context, job_id: str) -> dict[str, Any]:
             hint="the worker's log tells how they ended; memory and disk are usual reasons",
             kind="workers-died",
         )
+    if error is None and cancelled and not begun:
+        error = Cancelled("the job was cancelled before a worker took it")
     if error is None:
         error = Unavailable(
             "the job was lost by the engine", hint="start it again", kind="job-lost"
         )
-    return {"kind": kind, "active": active, "reason": to_data(error)}
+    return {"kind": kind, "active": active, "begun": begun, "reason": to_data(error)}
 
 
 def clean_up(flow: Flow[Context]) -> None:
@@ -68,16 +71,19 @@ def clean_up(flow: Flow[Context]) -> None:
     job_id = job_of(flow.workflow_id)
     found = flow.run(look, job_id)
     kind = JobKind(found["kind"])
-    if kind is JobKind.BACKUP:
+    if kind is JobKind.BACKUP and found.get("begun", True):
         _clean_up_backup(flow, job_id, found)
     elif not found["active"]:
         return
+    elif kind is JobKind.BACKUP:
+        # Nothing was made, so nothing need be reached to undo it.
+        flow.run(backup_undo.fail, job_id, found["reason"])
     elif kind is JobKind.RESTORE:
         flow.run(restore_disk.fail, job_id, found["reason"])
     elif kind is JobKind.DISCOVERY:
         flow.run(discover_vms.fail, job_id, found["reason"])
-    else:
-        flow.run(check_repository.fail, job_id, found["reason"])
+    else:  # it only reads, or another run goes on where it stopped
+        flow.run(ending.fail, job_id, found["reason"])
 
 
 def _clean_up_backup(flow: Flow[Context], job_id: str, found: dict[str, Any]) -> None:
@@ -111,6 +117,6 @@ CLEAN_UP = Workflow[Context](
         backup_vm.finish,
         restore_disk.fail,
         discover_vms.fail,
-        check_repository.fail,
+        ending.fail,
     ),
 )

@@ -17,6 +17,7 @@ from sendense.db.tables import JobRow, RepositoryRow, SourceRow
 from sendense.durable.client import EngineClient
 from sendense.durable.lease import Lease
 from sendense.engine.backup import EngineSettings
+from sendense.hub.exports.service import Exporter
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.schemas import JobStatus
 from sendense.repository.repository import Repository
@@ -31,6 +32,7 @@ class Context:
         open_source, open_repository: open what a row describes; closing leaves all in place.
         resolve_path: AllowedDirs.resolve: asked again whenever a path is used.
         transfer: how a transfer uses the machine.
+        exporter: what an export of the hub is made of.
     """
 
     catalog: Catalog
@@ -42,6 +44,7 @@ class Context:
     open_repository: Callable[[RepositoryRow], AbstractContextManager[Repository]]
     resolve_path: Callable[[str], Path]
     transfer: EngineSettings
+    exporter: Exporter
 
     def now(self) -> datetime:
         """Return the wall clock's time in UTC."""

@@ -5,7 +5,7 @@ import logging
 from sqlalchemy.exc import SQLAlchemyError
 
 from sendense.core.clock import Clock
-from sendense.core.errors import Cancelled, NotFound, SendenseError
+from sendense.core.errors import Cancelled, SendenseError
 from sendense.db.catalog import Catalog
 from sendense.durable.lease import Lease
 from sendense.hub.jobs import queries as jobs
@@ -66,7 +66,7 @@ class WorkerOwner:
                 jobs.start_step(session, job_id, _shown(workflow_id, step_name), now=now)
                 if step_name in PHASES and jobs.get_job(session, job_id).finished_at is None:
                     jobs.set_phase(session, job_id, PHASES[step_name], now=now)
-        except (SQLAlchemyError, NotFound) as error:
+        except (SQLAlchemyError, SendenseError) as error:
             _log.warning("cannot show step %s of %s: %s", step_name, workflow_id, error)
 
     def step_ended(self, workflow_id: str, step_name: str, error: SendenseError | None) -> None:
@@ -79,12 +79,19 @@ class WorkerOwner:
                 jobs.finish_step(
                     session, job_id, _shown(workflow_id, step_name), now=now, error=error
                 )
-        except (SQLAlchemyError, NotFound) as failed:
+        except (SQLAlchemyError, SendenseError) as failed:
             _log.warning("cannot show step %s of %s: %s", step_name, workflow_id, failed)
+        if error is None:  # a failure was logged with its reason
+            _log.info("step %s of %s is done", step_name, workflow_id)
 
     def _is_cancelled(self, job_id: str) -> bool:
-        with self._catalog.read() as session:
-            return jobs.is_cancel_requested(session, job_id)
+        try:
+            with self._catalog.read() as session:
+                return jobs.is_cancel_requested(session, job_id)
+        except (SQLAlchemyError, SendenseError) as error:
+            # What is waited for may be this very database; the step's next attempt tells.
+            _log.warning("cannot look whether %s is cancelled: %s", job_id, error)
+            return False
 
 
 def _shown(workflow_id: str, step_name: str) -> str:

@@ -5,18 +5,21 @@
 No database transaction is open while bytes move.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 
 from sendense.connectors.base import Consistency
-from sendense.core.errors import Cancelled, SendenseError
+from sendense.core.errors import Cancelled, Conflict, SendenseError
 from sendense.durable import sweep
 from sendense.durable.definition import Retry, Workflow, step
 from sendense.durable.flow import Flow
-from sendense.engine import backup
+from sendense.engine import backup, plan
 from sendense.engine.backup import Task, Transfer
+from sendense.engine.plan import Decision
 from sendense.engine.progress import Progress
 from sendense.hub.backups import queries as backups
 from sendense.hub.backups.queries import DiskProgress
@@ -68,13 +71,13 @@ def transfer(
         )
         progress = Progress(context.clock)
 
-        def open_writer(mode: Mode) -> DiskWriter:
+        def open_writer(parent_backup_id: str | None, mode: Mode) -> DiskWriter:
             writer = repository.open_disk_writer(
                 job_id,
                 identity,
                 moment=snapshot.moment,
                 mode=mode,
-                parent_backup_id=decided.parent_backup_id,
+                parent_backup_id=parent_backup_id,
             )
             _note_resumption(context, job_id, key, writer.resume_index)
             return writer
@@ -89,14 +92,31 @@ def transfer(
             context.open_source(subject.source) as source,
             source.open_disk(snapshot.reference, key) as view,
         ):
-            moved = backup.back_up_disk(
-                Task(view, open_writer, decided.decision, snapshot.moment, disk.change_id),
-                settings=replace(context.transfer, level=repository.compression_level),
-                control=control,
-                progress=progress,
-            )
+
+            def attempt(parent_backup_id: str | None, decision: Decision) -> Transfer:
+                opener = partial(open_writer, parent_backup_id)
+                return backup.back_up_disk(
+                    Task(view, opener, decision, snapshot.moment, disk.change_id),
+                    settings=replace(context.transfer, level=repository.compression_level),
+                    control=control,
+                    progress=progress,
+                )
+
+            moved = _move(attempt, decided)
             written = isinstance(source, Witness) and source.was_written(snapshot.reference, key)
     return {"key": key, **_tell(subject.get_disk(key).disk_id, moved, written=written)}
+
+
+def _move(
+    attempt: Callable[[str | None, Decision], Transfer], decided: backup_plan.DiskDecision
+) -> Transfer:
+    """Transfer as decided, or in full where the parent was deleted since the backup began."""
+    try:
+        return attempt(decided.parent_backup_id, decided.decision)
+    except Conflict as error:
+        if error.kind != "parent-deleted":
+            raise
+        return attempt(None, plan.parent_deleted())
 
 
 def _tell(disk_id: str, moved: Transfer, *, written: bool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Looks after a transfer while it runs: cancel flag, failed siblings, lease, progress."""
 
+import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sendense.core.errors import SendenseError
 from sendense.engine.control import Control
 from sendense.hub.jobs import queries as jobs
 from sendense.workflows.context import Context
@@ -53,13 +55,15 @@ def watch(
                 look_once()
                 with context.catalog.write() as session:
                     report(session)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, SendenseError) as error:
                 # The transfer needs no catalog; if this lasts, the lease ends the worker.
                 _log.warning("cannot look after job %s: %s", job_id, error)
 
     look_once()
     control.check()
-    thread = threading.Thread(target=run, name=f"watch-{job_id}", daemon=True)
+    # With the step's context, so that what it logs names the job.
+    within = contextvars.copy_context()
+    thread = threading.Thread(target=within.run, args=(run,), name=f"watch-{job_id}", daemon=True)
     thread.start()
     try:
         yield control

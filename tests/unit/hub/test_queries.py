@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, inspect
 
 from sendense.connectors.base import DiskDescription, Tracking, VmDescription
 from sendense.core.errors import Cancelled, NotFound, Unavailable
@@ -15,7 +15,7 @@ from sendense.core.ids import SeededIds
 from sendense.db import schema
 from sendense.db.catalog import Catalog
 from sendense.db.tables import BackupRow, RepositoryRow, SourceRow
-from sendense.hub.backups import chains
+from sendense.hub.backups import chains, listing
 from sendense.hub.backups import queries as backups
 from sendense.hub.backups import service as backup_service
 from sendense.hub.backups.queries import BackupResult, DiskProgress, DiskResult, NewBackup, NewDisk
@@ -81,13 +81,18 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 
 
 def discover(
-    catalog: Catalog, *found: VmDescription, source: str = "a", hours: int = 0
+    catalog: Catalog,
+    *found: VmDescription,
+    source: str = "a",
+    hours: int = 0,
+    gone: set[str] | None = None,
 ) -> DiscoveryReport:
     with catalog.write() as session:
         return vms.upsert_vms(
             session,
             session.get_one(SourceRow, source),
             found,
+            gone={"vm-uuid", "db"} if gone is None else gone,
             ids=SeededIds(hash((source, hours)) % 1000),
             now=NOW + timedelta(hours=hours),
         )
@@ -157,6 +162,18 @@ def test_a_vm_that_is_gone_is_marked_and_comes_back(catalog: Catalog) -> None:
     discover(catalog, vm("web"), vm("db", uuid="db"), hours=3)
     with catalog.read() as session:
         assert vms.list_vms_named(session, "db")[0].gone_at is None
+
+
+def test_a_vm_that_was_not_listed_stays_until_its_source_says_that_it_is_gone(
+    catalog: Catalog,
+) -> None:
+    discover(catalog, vm("web"), vm("db", uuid="db"))
+    report = discover(catalog, hours=1, gone={"db"})
+    assert report.vms_gone == 1
+    assert "VM web was not listed, but its source does not say that it is gone" in report.changes
+    with catalog.read() as session:
+        assert vms.list_vms_named(session, "web")[0].gone_at is None
+        assert vms.list_vms_named(session, "db")[0].gone_at is not None
 
 
 def test_what_the_user_set_survives_a_discovery(catalog: Catalog) -> None:
@@ -416,3 +433,8 @@ def test_a_hundred_thousand_backups_are_listed_at_once(catalog: Catalog) -> None
             started = time.monotonic()
             backup_service.list_backups(session, wanted)
             assert time.monotonic() - started < LISTED_MAX_SECONDS, wanted
+
+
+def test_the_index_that_mariadb_is_told_of_exists(catalog: Catalog) -> None:
+    found = inspect(catalog.engine).get_indexes("backup_jobs")
+    assert listing.LOOKED_UP in {index["name"] for index in found}

@@ -6,8 +6,9 @@ A chain is derived: after a backup is completed or deleted, its row is made to f
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
 from sendense.db.tables import BackupDiskRow, BackupRow, ChainRow
@@ -34,9 +35,10 @@ def list_chains(
     return session.scalars(query.order_by(ChainRow.key, ChainRow.repository_id)).all()
 
 
-def list_members(session: Session, chain: ChainRow) -> Sequence[BackupRow]:
-    """Return the live backups of a chain, oldest first."""
-    return [backup for backup, _ in _members(session, chain.vm_id, chain.key, chain.repository_id)]
+def list_members(session: Session, chain: ChainRow, columns: tuple[Any, ...]) -> Sequence[Row[Any]]:
+    """Return columns of the live backups of a chain, oldest first."""
+    query = _select_members(columns, chain.vm_id, chain.key, chain.repository_id)
+    return session.execute(query.order_by(BackupRow.created_at, BackupRow.id)).all()
 
 
 def follow(
@@ -47,41 +49,47 @@ def follow(
     Its full backup is the oldest that remains: every backup can be restored on its own, so the
     chain only tells where it begins.
     """
-    members = _members(session, vm_id, key, repository_id)
+    place = (vm_id, key, repository_id)
+    ends = _select_members((BackupDiskRow,), *place).limit(1)
+    oldest = session.scalar(ends.order_by(BackupRow.created_at, BackupRow.id))
+    newest = session.scalar(ends.order_by(BackupRow.created_at.desc(), BackupRow.id.desc()))
     row = session.scalar(
         select(ChainRow).where(
             ChainRow.vm_id == vm_id, ChainRow.key == key, ChainRow.repository_id == repository_id
         )
     )
-    if not members:
+    if oldest is None or newest is None:
         if row is not None:
             session.delete(row)
             session.flush()
         return None
+    # Counted by the database: a chain may have thousands, and this runs in a write transaction.
+    figures = func.count(), func.coalesce(func.sum(BackupDiskRow.bytes_new), 0)
+    total, size = session.execute(_select_members(figures, *place)).one()
     if row is None:
         row = ChainRow(
             id=chain_id(vm_id=vm_id, key=key, repository_id=repository_id),
             vm_id=vm_id,
-            disk_id=members[0][1].disk_id,
+            disk_id=oldest.disk_id,
             key=key,
             repository_id=repository_id,
             created_at=now,
         )
         session.add(row)
-    row.full_backup_id = members[0][0].id
-    row.latest_backup_id = members[-1][0].id
-    row.total_backups = len(members)
-    row.total_size_bytes = sum(disk.bytes_new for _, disk in members)
+    row.full_backup_id = oldest.backup_id
+    row.latest_backup_id = newest.backup_id
+    row.total_backups = total
+    row.total_size_bytes = int(size)
     row.updated_at = now
     session.flush()
     return row
 
 
-def _members(
-    session: Session, vm_id: str, key: int, repository_id: str
-) -> Sequence[tuple[BackupRow, BackupDiskRow]]:
-    found = session.execute(
-        select(BackupRow, BackupDiskRow)
+def _select_members(what: tuple[Any, ...], vm_id: str, key: int, repository_id: str) -> Select[Any]:
+    """Ask for something of the live backups of a disk in a repository, in no order."""
+    return (
+        select(*what)
+        .select_from(BackupRow)
         .join(BackupDiskRow, BackupDiskRow.backup_id == BackupRow.id)
         .where(
             BackupRow.vm_id == vm_id,
@@ -91,6 +99,4 @@ def _members(
             BackupDiskRow.key == key,
             BackupDiskRow.status == JobStatus.COMPLETED,
         )
-        .order_by(BackupRow.created_at, BackupRow.id)
     )
-    return [(backup, disk) for backup, disk in found]

@@ -7,20 +7,22 @@ What is written here follows the repository: a backup is completed here after it
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy.orm import Session
 
+from sendense.core import clock
 from sendense.core.errors import NotFound, SendenseError
-from sendense.db.tables import BackupDiskRow, BackupRow, JobRow
+from sendense.db.tables import BackupDiskRow, BackupRow, BackupTagRow, JobRow
 from sendense.hub.backups import chains
-from sendense.hub.backups.schemas import BackupFilter, BackupType, RequestedType
+from sendense.hub.backups.schemas import BackupType, RequestedType
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.schemas import ACTIVE, JobStatus
-from sendense.hub.model import split_tag
+from sendense.repository.holds import Hold
 
+CLOCK_BACK_MAX = timedelta(days=1)  # time zones mixed up, a slip by hand; see next_moment
 RATE_SHARE_MAX = 99.9  # what a transfer can reach; the rest is commit and clean-up
 
 
@@ -106,6 +108,7 @@ class BackupResult:
 
     Attributes:
         skipped: disks left out after all, as `{"disk_id", "index", "reason"}`.
+        immutable_until: nobody deletes it before, or None.
     """
 
     backup_id: str
@@ -114,6 +117,7 @@ class BackupResult:
     warnings: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
     disks: tuple[DiskResult, ...]
+    immutable_until: datetime | None = None
 
 
 def create_backup(session: Session, new: NewBackup) -> BackupRow:
@@ -140,6 +144,12 @@ def create_backup(session: Session, new: NewBackup) -> BackupRow:
     session.add(row)
     session.flush()
     session.add_all(
+        BackupTagRow(
+            backup_id=new.id, key=key, value=value, deleted=False, created_at=new.created_at
+        )
+        for key, value in new.tags.items()
+    )
+    session.add_all(
         BackupDiskRow(
             backup_id=new.id,
             vm_disk_id=disk.vm_disk_id,
@@ -160,6 +170,19 @@ def create_backup(session: Session, new: NewBackup) -> BackupRow:
     return row
 
 
+def next_moment(session: Session, vm_id: str, *, now: datetime) -> datetime:
+    """Return when a backup of a VM is made that is requested now: later than the one before it.
+
+    Chains, lists and the choice of a parent go by this order. A clock that was set back keeps it
+    for a day; one that was wrong by more gets its time, since years of backups within one second
+    would be worse.
+    """
+    last = session.scalar(select(func.max(BackupRow.created_at)).where(BackupRow.vm_id == vm_id))
+    if last is None or not now <= last <= now + CLOCK_BACK_MAX:
+        return now
+    return last + timedelta(microseconds=1)
+
+
 def find_backup(session: Session, backup_id: str) -> BackupRow | None:
     """Return a backup, deleted or not, or None."""
     return session.get(BackupRow, backup_id)
@@ -175,46 +198,6 @@ def get_backup(session: Session, backup_id: str) -> BackupRow:
     return row
 
 
-def list_backups(session: Session, wanted: BackupFilter) -> tuple[Sequence[BackupRow], int]:
-    """Return a page of backups, newest first, and how many there are in all."""
-    conditions = _conditions(wanted)
-    total = session.scalar(select(func.count()).select_from(BackupRow).where(*conditions)) or 0
-    rows = session.scalars(
-        select(BackupRow)
-        .where(*conditions)
-        .order_by(BackupRow.created_at.desc(), BackupRow.id.desc())
-        .limit(wanted.limit)
-        .offset(wanted.offset)
-    )
-    return rows.all(), total
-
-
-def _conditions(wanted: BackupFilter) -> list[ColumnElement[bool]]:
-    deleted = BackupRow.deleted_at
-    conditions: list[ColumnElement[bool]] = [
-        deleted.is_not(None) if wanted.deleted else deleted.is_(None)
-    ]
-    conditions.extend(
-        column == value
-        for column, value in (
-            (BackupRow.vm_name, wanted.vm_name),
-            (BackupRow.vm_id, wanted.vm_id),
-            (BackupRow.repository_id, wanted.repository_id),
-            (BackupRow.backup_type, wanted.backup_type),
-            (BackupRow.status, wanted.status),
-        )
-        if value is not None
-    )
-    for key, value in map(split_tag, wanted.tag):
-        stored = BackupRow.tags[key].as_string()
-        conditions.append(stored.is_not(None) if value is None else stored == value)
-    if wanted.created_after is not None:
-        conditions.append(BackupRow.created_at >= wanted.created_after)
-    if wanted.created_before is not None:
-        conditions.append(BackupRow.created_at < wanted.created_before)
-    return conditions
-
-
 def list_disks(session: Session, backup_ids: Sequence[str]) -> dict[str, list[BackupDiskRow]]:
     """Return the disks of backups in the order of their keys, by backup id."""
     found: dict[str, list[BackupDiskRow]] = defaultdict(list)
@@ -227,10 +210,20 @@ def list_disks(session: Session, backup_ids: Sequence[str]) -> dict[str, list[Ba
     return found
 
 
-def list_jobs_of(session: Session, backups: Sequence[BackupRow]) -> dict[str, JobRow]:
-    """Return the jobs of backups by job id."""
-    ids = [row.job_id for row in backups if row.job_id is not None]
-    return {row.id: row for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
+def list_jobs_of(session: Session, backups: Sequence[Row[Any]]) -> dict[str, JobRow]:
+    """Return the jobs of backups by job id, without steps and log.
+
+    Those of completed backups are left out: nothing that the API shows of them is not in the row.
+    """
+    ids = [
+        row.job_id
+        for row in backups
+        if row.job_id is not None and row.status != JobStatus.COMPLETED
+    ]
+    if not ids:
+        return {}
+    query = select(JobRow).where(JobRow.id.in_(ids)).options(*jobs.WITHOUT_HISTORY)
+    return {row.id: row for row in session.scalars(query)}
 
 
 def find_parent(
@@ -391,6 +384,7 @@ def complete_backup(session: Session, result: BackupResult, *, now: datetime) ->
     row.moment = result.moment
     row.warnings = [*result.warnings]
     row.error = None
+    row.immutable_until = result.immutable_until
     row.started_at = row.started_at or now
     row.completed_at = now
     session.flush()
@@ -399,6 +393,19 @@ def complete_backup(session: Session, result: BackupResult, *, now: datetime) ->
         chains.follow(
             session, vm_id=row.vm_id, key=disk.key, repository_id=row.repository_id, now=now
         )
+    return row
+
+
+def describe_hold(hold: Hold) -> dict[str, Any]:
+    """Return what the catalog keeps of a hold."""
+    return {"who": hold.who, "why": hold.why, "at": clock.format_utc(hold.at)}
+
+
+def set_hold(session: Session, backup_id: str, hold: Hold | None) -> BackupRow:
+    """Note who holds a backup, or that nobody does; its repository knows already."""
+    row = get_backup(session, backup_id)
+    row.hold = describe_hold(hold) if hold is not None else None
+    session.flush()
     return row
 
 
@@ -427,6 +434,9 @@ def delete_backup(session: Session, backup_id: str, *, now: datetime) -> BackupR
     """Mark a backup as deleted and let its chains follow, in the caller's one transaction."""
     row = get_backup(session, backup_id)
     row.deleted_at = now
+    session.execute(
+        update(BackupTagRow).where(BackupTagRow.backup_id == backup_id).values(deleted=True)
+    )
     session.flush()
     if row.vm_id is not None:
         for disk in list_disks(session, [backup_id])[backup_id]:

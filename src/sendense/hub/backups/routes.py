@@ -16,11 +16,11 @@ from sendense.hub.backups.schemas import (
     Chain,
     ChainFilter,
     ChainList,
+    HoldBackup,
     StartBackup,
 )
 from sendense.hub.context import Hub, HubOf
 from sendense.hub.idempotency import Keyed, KeyOf
-from sendense.hub.jobs import service as jobs
 from sendense.hub.repositories import queries as repository_queries
 from sendense.hub.repositories import service as repositories
 from sendense.hub.restores import service as restores
@@ -56,15 +56,12 @@ def request_backup(
         service.check_request(session, body)
         repository = repository_queries.get_repository(session, body.repository_id)
     repositories.check_target(hub, repository)
-    answer, fresh = idempotency.run_once(
+    return started.start_once(
         hub,
         keyed,
         BackupAccepted,
         lambda session: service.start(session, hub, body, retry_of=retry_of),
     )
-    if fresh:
-        jobs.enqueue(hub, answer.job_id)
-    return answer
 
 
 @router.get("", responses=problem.READ, summary="List backups")
@@ -118,3 +115,25 @@ def delete_backup(backup_id: str, hub: HubOf, caller: Caller) -> BackupDeleted:
     with hub.catalog.write() as session:
         service.delete(session, backup_id, now=now)
     return BackupDeleted(backup_id=backup_id, deleted_at=now)
+
+
+@router.post("/{backup_id}/hold", responses=problem.WRITE, summary="Hold a backup")
+def hold_backup(backup_id: str, body: HoldBackup, hub: HubOf, caller: Caller) -> Backup:
+    """Let nobody delete a backup until it is released. Held already, it is held for this reason."""
+    return _change_hold(hub, backup_id, held=True, who=caller.name, why=body.why)
+
+
+@router.delete("/{backup_id}/hold", responses=problem.WRITE, summary="Release a backup")
+def release_backup(backup_id: str, hub: HubOf, caller: Caller) -> Backup:
+    """Let a held backup go; do nothing where nobody holds it."""
+    return _change_hold(hub, backup_id, held=False, who=caller.name, why="")
+
+
+def _change_hold(hub: Hub, backup_id: str, *, held: bool, who: str, why: str) -> Backup:
+    """Tell the repository, which decides, and then the catalog."""
+    with hub.catalog.read() as session:
+        row = service.check_holdable(session, backup_id)
+        repository = repository_queries.get_repository(session, row.repository_id)
+    hold = repositories.hold_backup(hub, repository, backup_id, held=held, who=who, why=why)
+    with hub.catalog.write() as session:
+        return service.note_hold(session, backup_id, hold)

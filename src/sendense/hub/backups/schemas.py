@@ -109,6 +109,22 @@ class Skipped(Answer):
     reason: str
 
 
+class HoldBackup(Request):
+    """Why nobody may delete a backup."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"why": "case 7/2026"}]})
+
+    why: Annotated[Text, Field(description="For people; the refusal to delete repeats it.")] = ""
+
+
+class Hold(Answer):
+    """Who holds a backup."""
+
+    who: str
+    why: str
+    at: str
+
+
 class BackupDisk(Answer):
     """One disk in one backup."""
 
@@ -148,6 +164,16 @@ class Backup(Answer):
     started_at: Moment | None
     completed_at: Moment | None
     deleted_at: Moment | None
+    imported_at: Annotated[
+        Moment | None,
+        Field(description="When the catalog got it from its repository; null: made by this hub."),
+    ]
+    immutable_until: Annotated[
+        Moment | None, Field(description="Nobody deletes it before; null: there is no such date.")
+    ]
+    hold: Annotated[
+        Hold | None, Field(description="Who holds it: nobody deletes it until it is released.")
+    ]
     progress_percent: float
     current_phase: str
     bytes_read: int

@@ -5,35 +5,34 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sendense.connectors.base import DiskSnapshot, Tracking
 from sendense.core import ids
 from sendense.core.errors import Conflict, Invalid, NotFound
-from sendense.db.tables import BackupDiskRow, BackupRow, ChainRow, DiskRow, JobRow, VmRow
+from sendense.db.tables import BackupDiskRow, BackupRow, ChainRow, DiskRow, VmRow
 from sendense.engine import plan
-from sendense.hub.backups import chains, queries
+from sendense.hub.backups import chains, listing, queries, shown
 from sendense.hub.backups.schemas import (
     Backup,
     BackupAccepted,
-    BackupDisk,
     BackupFilter,
     BackupList,
     BackupType,
     Chain,
     ChainList,
     RequestedType,
-    Skipped,
     StartBackup,
 )
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind, JobStatus
-from sendense.hub.model import failure_of
 from sendense.hub.repositories import queries as repositories
 from sendense.hub.vms import queries as vms
 from sendense.hub.vms import service as vm_service
+from sendense.repository.holds import Hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def start(
     vm = _find_vm(session, wanted)
     check_slot(session, vm)
     choice = _choose(session, vm, wanted.disk_id)
-    now = hub.clock.now()
+    now = queries.next_moment(session, vm.id, now=hub.clock.now())
     chunk_size = repositories.get_repository(session, wanted.repository_id).chunk_size
     new_disks = tuple(_plan(session, disk, wanted, chunk_size=chunk_size) for disk in choice.disks)
     backup_id = ids.backup_id(vm.name, at=now, source=hub.ids)
@@ -114,6 +113,12 @@ def _find_vm(session: Session, wanted: StartBackup) -> VmRow:
     else:
         assert wanted.vm_name is not None, "the schema wants one of both"
         vm = vm_service.find_by_name(session, wanted.vm_name)
+    require_present(vm)
+    return vm
+
+
+def require_present(vm: VmRow) -> None:
+    """Raise Conflict, kind `vm-gone`, where the VM's source no longer has it."""
     if vm.gone_at is not None:
         raise Conflict(
             f"VM {vm.name} is no longer on its source",
@@ -121,7 +126,6 @@ def _find_vm(session: Session, wanted: StartBackup) -> VmRow:
             hint="discover the source again if the VM is back",
             vm_id=vm.id,
         )
-    return vm
 
 
 def check_slot(session: Session, vm: VmRow) -> None:
@@ -234,78 +238,17 @@ def _summarise(disks: Sequence[queries.NewDisk]) -> tuple[BackupType, str | None
     )
 
 
-def show(session: Session, rows: Sequence[BackupRow]) -> list[Backup]:
-    """Return backups as the API shows them."""
-    disks = queries.list_disks(session, [row.id for row in rows])
-    job_rows = queries.list_jobs_of(session, rows)
-    return [_show(row, disks[row.id], job_rows.get(row.job_id or "")) for row in rows]
-
-
-def _show(row: BackupRow, disks: Sequence[BackupDiskRow], job: JobRow | None) -> Backup:
-    status = JobStatus(row.status)
-    active = job if status.is_active else None
-    known = [disk.bytes_total for disk in disks]
-    return Backup(
-        backup_id=row.id,
-        job_id=row.job_id,
-        vm_id=row.vm_id,
-        vm_name=row.vm_name,
-        repository_id=row.repository_id,
-        backup_type=BackupType(row.backup_type),
-        requested_type=RequestedType(row.requested_type),
-        type_reason=row.type_reason,
-        status=status,
-        partial=row.partial,
-        skipped=[Skipped.model_validate(entry) for entry in row.skipped],
-        warnings=row.warnings,
-        consistency=row.consistency,
-        tags=row.tags,
-        parent_backup_id=row.parent_backup_id,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        completed_at=row.completed_at,
-        deleted_at=row.deleted_at,
-        progress_percent=_percent(status, job),
-        current_phase=active.current_phase if active is not None else status,
-        bytes_read=row.bytes_read,
-        bytes_new=row.bytes_new,
-        bytes_deduplicated=row.bytes_deduplicated,
-        bytes_transferred=row.bytes_read,
-        bytes_to_read=sum(known) if any(known) or not status.is_active else None,
-        total_bytes=row.total_bytes,
-        transfer_speed_bps=_speed(row, active),
-        seconds_left=active.progress.get("seconds_left") if active is not None else None,
-        error=failure_of(row.error),
-        disks=[BackupDisk.model_validate(disk) for disk in disks],
-    )
-
-
-def _percent(status: JobStatus, job: JobRow | None) -> float:
-    if status is JobStatus.COMPLETED:
-        return jobs.PERCENT_DONE
-    return round(job.progress_percent, 1) if job is not None else 0.0
-
-
-def _speed(row: BackupRow, active: JobRow | None) -> float | None:
-    """Return the rate of the moment while it runs, and the mean of the whole afterwards."""
-    if active is not None:
-        speed: float | None = active.progress.get("transfer_speed_bps")
-        return speed
-    if row.started_at is None or row.completed_at is None:
-        return None
-    seconds = (row.completed_at - row.started_at).total_seconds()
-    return round(row.bytes_read / seconds, 1) if seconds > 0 else None
-
-
 def list_backups(session: Session, wanted: BackupFilter) -> BackupList:
     """Return a page of backups."""
-    rows, total = queries.list_backups(session, wanted)
-    return BackupList(backups=show(session, rows), total=total)
+    rows, total = listing.list_backups(session, wanted)
+    return BackupList(backups=shown.show(session, rows), total=total)
 
 
 def get_backup(session: Session, backup_id: str) -> Backup:
     """Return one backup. Raises NotFound, kind `backup-unknown`."""
-    return show(session, [queries.get_backup(session, backup_id)])[0]
+    queries.get_backup(session, backup_id)
+    rows = session.execute(select(*shown.COLUMNS).where(BackupRow.id == backup_id)).all()
+    return shown.show(session, rows)[0]
 
 
 def get_chain(
@@ -346,7 +289,7 @@ def _show_chain(session: Session, vm: VmRow, chain: ChainRow) -> Chain:
         repository_id=chain.repository_id,
         full_backup_id=chain.full_backup_id,
         latest_backup_id=chain.latest_backup_id,
-        backups=show(session, chains.list_members(session, chain)),
+        backups=shown.show(session, chains.list_members(session, chain, shown.COLUMNS)),
         total_backups=chain.total_backups,
         total_size_bytes=chain.total_size_bytes,
     )
@@ -364,6 +307,24 @@ def check_deletable(session: Session, backup_id: str) -> BackupRow:
             job_id=row.job_id,
         )
     return row
+
+
+def check_holdable(session: Session, backup_id: str) -> BackupRow:
+    """Return a backup that may be held or released. Raises Conflict where it was never made."""
+    row = queries.get_backup(session, backup_id)
+    if not is_stored(row):
+        raise Conflict(
+            f"backup {backup_id} is {row.status}: there is nothing to hold",
+            kind="backup-not-completed",
+            backup_id=backup_id,
+        )
+    return row
+
+
+def note_hold(session: Session, backup_id: str, hold: Hold | None) -> Backup:
+    """Note who holds a backup, or that nobody does, and return it as the API shows it."""
+    queries.set_hold(session, backup_id, hold)
+    return get_backup(session, backup_id)
 
 
 def is_stored(row: BackupRow) -> bool:

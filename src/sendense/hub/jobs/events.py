@@ -40,6 +40,8 @@ class Feed:
                     rows = [queries.get_job(session, self._job_id)]
                 self._since = self._hub.clock.now()
             else:
+                # A clock that was set back would otherwise hide all changes until it is here again.
+                self._since = min(self._since, self._hub.clock.now())
                 rows = list(
                     queries.list_changed_since(session, self._since - OVERLAP, limit=CHANGES_MAX)
                 )
@@ -67,9 +69,13 @@ class Listeners:
     def __init__(self) -> None:
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
 
+    def __len__(self) -> int:
+        """Return how many listen."""
+        return len(self._feeds)
+
     def add(self, feed: Feed) -> None:
         """Count a listener. Raises Unavailable, kind `listeners-too-many`."""
-        if len(self._feeds) >= LISTENERS_MAX:
+        if len(self) >= LISTENERS_MAX:
             raise Unavailable(
                 f"{LISTENERS_MAX} clients follow jobs already",
                 kind="listeners-too-many",

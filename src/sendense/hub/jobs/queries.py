@@ -1,26 +1,34 @@
 """Jobs in the catalog: the truth about each execution, whatever the engine's own tables say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy.orm import Session, defer
 
 from sendense.core import clock
-from sendense.core.errors import NotFound, SendenseError
-from sendense.db.tables import JobRow
+from sendense.core.errors import Conflict, NotFound, SendenseError
+from sendense.db.tables import JobRow, RepositoryRow, SourceRow
+from sendense.durable.placement import Labels
+from sendense.hub import paging
 from sendense.hub.jobs.schemas import ACTIVE, JobFilter, JobKind, JobStatus
+from sendense.hub.tracing import current_request_id
 
 LOG_LINES_MAX = 200  # a job's page, not a log archive; the oldest lines go first
 MESSAGE_LENGTH_MAX = 4000  # of the catalog's columns
 PERCENT_DONE = 100.0
+CLOCK_SLIP = timedelta(minutes=1)  # hub and worker on two machines never differ by so much
+# For lists, which show neither: both may be long, and reading them takes longer than all the rest.
+WITHOUT_HISTORY = (defer(JobRow.steps), defer(JobRow.log))
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to create.
+
+    It demands what its source and its repository demand, and what `required_labels` adds.
 
     Attributes:
         subject: ids of what the job is about; no secrets.
@@ -36,6 +44,7 @@ class NewJob:
     source_id: str | None = None
     repository_id: str | None = None
     retry_of: str | None = None
+    required_labels: Labels = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,11 @@ class JobProgress:
 
 
 def create_job(session: Session, new: NewJob) -> JobRow:
-    """Write a pending job; the unique slot refuses a second one for its VM."""
+    """Write a pending job; the unique slot refuses a second one for its VM.
+
+    Raises Conflict, kind `placement-impossible`, where no worker could ever have all the labels
+    that are demanded.
+    """
     row = JobRow(
         id=new.id,
         kind=new.kind,
@@ -63,11 +76,12 @@ def create_job(session: Session, new: NewJob) -> JobRow:
         source_id=new.source_id,
         repository_id=new.repository_id,
         retry_of=new.retry_of,
+        required_labels=_demand(session, new) or None,
         current_phase="waiting",
         progress_percent=0.0,
         progress={},
         steps=[],
-        log=[],
+        log=_first_lines(new),
         attempts=0,
         created_at=new.created_at,
         updated_at=new.created_at,
@@ -75,6 +89,36 @@ def create_job(session: Session, new: NewJob) -> JobRow:
     session.add(row)
     session.flush()
     return row
+
+
+def _first_lines(new: NewJob) -> list[dict[str, Any]]:
+    """Return the log's beginning: the request that asked for the job, as other logs call it."""
+    request_id = current_request_id()
+    if request_id is None:
+        return []
+    message = f"asked for by request {request_id}"
+    return [{"at": clock.format_utc(new.created_at), "level": "info", "message": message}]
+
+
+def _demand(session: Session, new: NewJob) -> dict[str, str]:
+    """Return all labels that a job's worker must have."""
+    source = session.get(SourceRow, new.source_id) if new.source_id else None
+    repository = session.get(RepositoryRow, new.repository_id) if new.repository_id else None
+    demanded: dict[str, str] = {}
+    for labels in (
+        source.required_labels if source is not None else None,
+        repository.required_labels if repository is not None else None,
+        new.required_labels,
+    ):
+        for key, value in (labels or {}).items():
+            if demanded.setdefault(key, value) != value:
+                raise Conflict(
+                    f"no worker can have {key}={demanded[key]} and {key}={value}",
+                    kind="placement-impossible",
+                    hint="source, repository and target of one job must be reachable from one"
+                    " machine; change the labels that they require",
+                )
+    return demanded
 
 
 def find_job(session: Session, job_id: str) -> JobRow | None:
@@ -110,15 +154,17 @@ def list_jobs(session: Session, wanted: JobFilter) -> tuple[Sequence[JobRow], in
         conditions.append(JobRow.created_at >= wanted.created_after)
     if wanted.created_before is not None:
         conditions.append(JobRow.created_at < wanted.created_before)
-    total = session.scalar(select(func.count()).select_from(JobRow).where(*conditions)) or 0
-    rows = session.scalars(
-        select(JobRow)
-        .where(*conditions)
-        .order_by(JobRow.created_at.desc(), JobRow.id.desc())
-        .limit(wanted.limit)
-        .offset(wanted.offset)
+    # Ids come from an index alone; rows, which are long, are read for one page only.
+    ids, total = paging.list_ids(
+        session,
+        select(JobRow.id).where(*conditions),
+        newest_first=(JobRow.created_at, JobRow.id),
+        limit=wanted.limit,
+        offset=wanted.offset,
     )
-    return rows.all(), total
+    rows = session.scalars(select(JobRow).where(JobRow.id.in_(ids)).options(*WITHOUT_HISTORY))
+    place = {job_id: number for number, job_id in enumerate(ids)}
+    return sorted(rows, key=lambda row: place[row.id]), total
 
 
 def list_active(session: Session, *, source_id: str | None = None) -> Sequence[JobRow]:
@@ -144,13 +190,16 @@ def list_changed_since(session: Session, since: datetime, *, limit: int) -> Sequ
 
 
 def list_unqueued(session: Session, *, before: datetime) -> Sequence[JobRow]:
-    """Return jobs created before a moment that the engine was never given: a sweep does it."""
+    """Return jobs created before a moment that the engine was never given: a sweep does it.
+
+    One that was created long after it is old too: the clock was set back since.
+    """
     return session.scalars(
         select(JobRow)
         .where(
             JobRow.status == JobStatus.PENDING,
             JobRow.enqueued_at.is_(None),
-            JobRow.created_at < before,
+            or_(JobRow.created_at < before, JobRow.created_at > before + CLOCK_SLIP),
         )
         .order_by(JobRow.created_at)
     ).all()

@@ -20,7 +20,7 @@ def list_jobs(wanted: Annotated[JobFilter, Query()], hub: HubOf, caller: Caller)
     """List jobs, newest first."""
     del caller
     with hub.catalog.read() as session:
-        return service.list_jobs(session, wanted)
+        return service.list_jobs(session, hub, wanted)
 
 
 # Before the parameterised routes.
@@ -64,7 +64,7 @@ def get_job(job_id: str, hub: HubOf, caller: Caller) -> JobDetail:
     """Show one job with its steps, log and attempts."""
     del caller
     with hub.catalog.read() as session:
-        return service.show_detail(queries.get_job(session, job_id))
+        return service.show_detail(session, hub, queries.get_job(session, job_id))
 
 
 @router.post(

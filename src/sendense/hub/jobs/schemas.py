@@ -33,6 +33,10 @@ class JobKind(StrEnum):
     RESTORE = "restore"
     DISCOVERY = "discovery"
     CHECK = "check"
+    IMPORT = "import"
+    GC = "gc"
+    VERIFY = "verify"
+    HUB_EXPORT = "hub_export"
 
 
 class Step(Answer):
@@ -61,6 +65,12 @@ class Job(Answer):
     status: JobStatus
     progress_percent: float
     current_phase: str
+    waiting_reason: Annotated[
+        str | None, Field(description="Why nobody works on it though it could go on, or null.")
+    ]
+    required_labels: Annotated[
+        dict[str, str], Field(description="Labels that the worker must have that runs it.")
+    ]
     bytes_total: int | None = None
     bytes_done: int | None = None
     bytes_new: int | None = None

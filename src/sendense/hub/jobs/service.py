@@ -1,12 +1,13 @@
 """Starting, cancelling and retrying jobs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
 from sendense.core.errors import Conflict, Unavailable
 from sendense.db.tables import JobRow
+from sendense.durable import placement
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries
 from sendense.hub.jobs.schemas import Job, JobDetail, JobFilter, JobKind, JobList, JobStatus
@@ -20,6 +21,10 @@ WORKFLOWS: Mapping[JobKind, str] = {
     JobKind.RESTORE: "restore_disk",
     JobKind.DISCOVERY: "discover_vms",
     JobKind.CHECK: "check_repository",
+    JobKind.IMPORT: "import_repository",
+    JobKind.GC: "collect_garbage",
+    JobKind.VERIFY: "verify_repository",
+    JobKind.HUB_EXPORT: "export_hub",
 }
 
 # Lower runs first; the same words as in durable/schema.py.
@@ -35,7 +40,12 @@ def enqueue(hub: Hub, job_id: str) -> None:
     with hub.catalog.read() as session:
         job = queries.get_job(session, job_id)
     try:
-        hub.starter.start(WORKFLOWS[JobKind(job.kind)], job.id, priority=job.priority)
+        hub.starter.start(
+            WORKFLOWS[JobKind(job.kind)],
+            job.id,
+            priority=job.priority,
+            required=job.required_labels or {},
+        )
     except Unavailable as error:
         _log.warning("job %s waits for the next sweep: %s", job.id, error.message)
         return
@@ -43,7 +53,7 @@ def enqueue(hub: Hub, job_id: str) -> None:
         queries.mark_enqueued(session, job_id, now=hub.clock.now())
 
 
-def show(row: JobRow) -> Job:
+def show(row: JobRow, *, waiting_reason: str | None = None) -> Job:
     """Return a job as the API shows it."""
     progress = row.progress
     return Job(
@@ -52,6 +62,8 @@ def show(row: JobRow) -> Job:
         status=JobStatus(row.status),
         progress_percent=round(row.progress_percent, 1),
         current_phase=row.current_phase,
+        waiting_reason=waiting_reason,
+        required_labels=row.required_labels or {},
         bytes_total=progress.get("bytes_total"),
         bytes_done=progress.get("bytes_done"),
         bytes_new=progress.get("bytes_new"),
@@ -71,15 +83,28 @@ def show(row: JobRow) -> Job:
     )
 
 
-def show_detail(row: JobRow) -> JobDetail:
+def show_detail(session: Session, hub: Hub, row: JobRow) -> JobDetail:
     """Return a job with its steps and log."""
-    return JobDetail.model_validate({**dict(show(row)), "steps": row.steps, "log": row.log})
+    shown = show(row, waiting_reason=_explain_waits(session, hub, [row]).get(row.id))
+    return JobDetail.model_validate({**dict(shown), "steps": row.steps, "log": row.log})
 
 
-def list_jobs(session: Session, wanted: JobFilter) -> JobList:
+def list_jobs(session: Session, hub: Hub, wanted: JobFilter) -> JobList:
     """Return a page of jobs."""
     rows, total = queries.list_jobs(session, wanted)
-    return JobList(jobs=[show(row) for row in rows], total=total)
+    reasons = _explain_waits(session, hub, rows)
+    return JobList(
+        jobs=[show(row, waiting_reason=reasons.get(row.id)) for row in rows], total=total
+    )
+
+
+def _explain_waits(session: Session, hub: Hub, rows: Sequence[JobRow]) -> dict[str, str | None]:
+    """Return why active jobs do not go on though they could, by id: nobody alive may run them."""
+    active = [row for row in rows if JobStatus(row.status).is_active]
+    if not active:
+        return {}
+    live = [worker.about.labels for worker, alive in hub.list_workers(session) if alive]
+    return {row.id: placement.explain(row.required_labels or {}, live) for row in active}
 
 
 def cancel(session: Session, job_id: str, hub: Hub) -> JobRow:

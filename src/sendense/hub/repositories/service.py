@@ -1,10 +1,8 @@
 """Registering repositories, and asking whether one can take a backup now."""
 
 import contextlib
-import os
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -14,216 +12,82 @@ from sendense.core.errors import (
     Conflict,
     Corrupt,
     Denied,
-    Exists,
     Invalid,
     NotFound,
-    SendenseError,
     Unavailable,
 )
-from sendense.core.ids import IdSource
 from sendense.db.tables import RepositoryRow
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind
 from sendense.hub.paths import AllowedDirs
-from sendense.hub.repositories import queries
+from sendense.hub.repositories import neighbours, queries, root_keys
 from sendense.hub.repositories.schemas import (
     ChangeRepository,
     CheckAccepted,
-    CreateRepository,
-    LocalConfig,
+    CollectGarbage,
+    GcAccepted,
+    HubExportAccepted,
+    ImportAccepted,
     Repository,
     RepositoryList,
     RepositoryType,
     Storage,
     TestResult,
+    VerifyAccepted,
+    VerifyRepository,
 )
 from sendense.repository import descriptor
 from sendense.repository import repository as repositories
-from sendense.repository.storage import base, local
+from sendense.repository.holds import Hold
+from sendense.repository.storage import base, local, locations
+from sendense.repository.storage.locks import LockMode
+from sendense.repository.storage.object_store import ObjectStorage
+
+_log = logging.getLogger(__name__)
 
 PROBE_FOLDER = "probe"
 PROBE_TOKEN_LENGTH = 16
 _PROBE = b"probe"
-ID_TOKEN_LENGTH = 4
+_SCHEMES: Mapping[str, str] = {
+    RepositoryType.S3: "s3",
+    RepositoryType.AZURE: "az",
+    RepositoryType.GCS: "gs",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a newly registered place turned out to be."""
-
-    uuid: str
-    chunk_size: int
-    capacity: base.Capacity | None
-    backups: int
-    made: bool
-
-
-def local_opener(paths: AllowedDirs) -> Callable[[str, Mapping[str, Any]], base.Storage]:
+def storage_opener(paths: AllowedDirs) -> Callable[[str, Mapping[str, Any]], base.Storage]:
     """Return what opens the storage of a repository by type and configuration.
 
-    The path is resolved at each use: what a link points to may have changed since.
+    A path is resolved at each use: what a link points to may have changed since.
     """
 
     def open_storage(kind: str, config: Mapping[str, Any]) -> base.Storage:
-        if kind != RepositoryType.LOCAL:
+        if kind == RepositoryType.LOCAL:
+            return local.LocalStorage(paths.resolve(str(config["path"])))
+        if kind not in _SCHEMES:
             raise Invalid(f"repository type {kind} is not known", kind="repository-type-unknown")
-        return local.LocalStorage(paths.resolve(str(config["path"])))
+        place = locations.parse(str(config["url"]))
+        if place.scheme != _SCHEMES[kind]:
+            raise Invalid(
+                f"a repository of type {kind} has no URL that begins with {place.scheme}://",
+                kind="repository-location-invalid",
+                hint=f"{_SCHEMES[kind]}://bucket/prefix is the form",
+            )
+        return locations.open_place(place)
 
     return open_storage
 
 
 @contextlib.contextmanager
-def _opened(hub: Hub, kind: str, config: Mapping[str, Any]) -> Iterator[base.Storage]:
+def opened(hub: Hub, kind: str, config: Mapping[str, Any]) -> Iterator[base.Storage]:
+    """Open a storage, registered or not, while the block runs."""
     storage = hub.open_storage(kind, config)
     try:
         yield storage
     finally:
         storage.close()
-
-
-def open_or_make(hub: Hub, wanted: CreateRepository) -> Opened:
-    """Open the repository at a place, or make one where the folder is missing or empty.
-
-    Raises Conflict, kind `repository-folder-not-empty`, where something else lies there, or where
-    the place lies inside another repository.
-    """
-    path = hub.paths.resolve(wanted.config.path)
-    settings = _settings(wanted.config)
-    _check_not_nested(path)
-    made_folders = _make_folder(path)
-    config = wanted.config.model_dump(exclude_none=True)
-    try:
-        with _opened(hub, wanted.type, config) as storage:
-            return _open_or_make(hub, storage, settings)
-    except SendenseError:
-        # Nothing was put there, so the folders we made are empty; others' stay untouched.
-        for folder in made_folders:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _open_or_make(
-    hub: Hub, storage: base.Storage, settings: descriptor.RepositorySettings
-) -> Opened:
-    try:
-        found = descriptor.get(storage)
-    except NotFound:
-        made = repositories.Repository.create(storage, settings, clock=hub.clock, ids=hub.ids)
-        return Opened(made.id, made.chunk_size, storage.capacity(), backups=0, made=True)
-    opened = repositories.Repository.open(storage, clock=hub.clock, ids=hub.ids)
-    return Opened(
-        found.id,
-        found.chunk_size,
-        storage.capacity(),
-        backups=len(opened.list_backups()),
-        made=False,
-    )
-
-
-def find_around(path: Path) -> Path | None:
-    """Return the folder of the repository, registered or not, that a path lies in, or None."""
-    for folder in path.parents:
-        with contextlib.suppress(OSError):  # what may not be looked into is no place to write to
-            if (folder / descriptor.NAME).exists():
-                return folder
-    return None
-
-
-def _check_not_nested(path: Path) -> None:
-    """Refuse a repository in a repository: a check or clean-up of one would meet the other."""
-    around = find_around(path)
-    if around is not None:
-        raise Conflict(
-            f"{path} lies inside the repository at {around}",
-            kind="repository-folder-not-empty",
-            hint="choose a folder outside of repositories",
-            path=str(path),
-        )
-
-
-def _settings(config: LocalConfig) -> descriptor.RepositorySettings:
-    if config.chunk_size is None:
-        return descriptor.RepositorySettings()
-    return descriptor.RepositorySettings(chunk_size=config.chunk_size)
-
-
-def _make_folder(path: Path) -> list[Path]:
-    """Make a folder and its parents; return those that were made, deepest first."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise Conflict(
-            f"{path} is not a folder", kind="repository-folder-not-empty", path=str(path)
-        ) from None
-    except PermissionError:
-        raise Denied(
-            f"may not make the folder {path}",
-            kind="repository-denied",
-            hint="give the user that runs the server access to it",
-            path=str(path),
-        ) from None
-    except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        raise Unavailable(
-            f"cannot make the folder {path}: {reason}", kind="storage-failed", path=str(path)
-        ) from None
-    return missing
-
-
-def create(session: Session, hub: Hub, wanted: CreateRepository, opened: Opened) -> Repository:
-    """Write the row of a repository that was opened before.
-
-    Raises Exists where name or repository are registered already.
-    """
-    queries.check_name_free(session, wanted.name)
-    known = queries.find_by_uuid(session, opened.uuid)
-    if known is not None:
-        raise Exists(
-            f"this repository is registered already as {known.name}",
-            kind="repository-registered",
-            repository_id=known.id,
-        )
-    now = hub.clock.now()
-    config = wanted.config.model_dump(exclude_none=True, exclude={"chunk_size"})
-    row = RepositoryRow(
-        id=_new_id(session, wanted.type, int(now.timestamp()), hub.ids),
-        uuid=opened.uuid,
-        name=wanted.name,
-        type=wanted.type,
-        config=config,
-        enabled=True,
-        chunk_size=opened.chunk_size,
-        created_at=now,
-        updated_at=now,
-        trouble="",
-    )
-    measure(row, opened.capacity, hub)
-    session.add(row)
-    session.flush()
-    warnings = []
-    if opened.backups:
-        warnings.append(
-            f"it was a repository already and holds {opened.backups} backups, which the catalog"
-            " does not list; `sendense repository list PATH` shows and restores them"
-        )
-    place = opened.capacity
-    if place is not None and place.free_bytes <= repositories.Reserve().of(place):
-        warnings.append(
-            "no backup fits: less is free there than the reserve of 1 % and at least 1 GiB that"
-            " backups leave alone"
-        )
-    return show(session, [row])[0].model_copy(update={"warnings": warnings})
-
-
-def _new_id(session: Session, kind: str, seconds: int, ids: IdSource) -> str:
-    plain = f"repo-{kind}-{seconds}"
-    if queries.find_repository(session, plain) is None:
-        return plain
-    return f"{plain}-{ids.token(ID_TOKEN_LENGTH)}"
 
 
 def measure(row: RepositoryRow, capacity: base.Capacity | None, hub: Hub) -> None:
@@ -250,14 +114,16 @@ def check_target(hub: Hub, row: RepositoryRow) -> base.Capacity | None:
             repository_id=row.id,
         )
     with open_checked(hub, row) as storage:
+        found = descriptor.get(storage)
         opened = repositories.Repository(
             storage,
-            descriptor.get(storage),
+            found,
+            descriptor.unlock(found, root_keys.find(hub, row)),
             clock=hub.clock,
             ids=hub.ids,
             reserve=repositories.Reserve(),
         )
-        descriptor.require_writable(opened.descriptor)
+        descriptor.require_writable(found)
         opened.require_room(0)
         _check_writable(hub, row, storage)
         return storage.capacity()
@@ -279,7 +145,7 @@ def open_checked(hub: Hub, row: RepositoryRow) -> Iterator[base.Storage]:
             found = descriptor.get(storage)
         except NotFound as error:
             raise _missing(row) from error
-        if found.id != row.uuid:
+        if found.id != row.uuid or _hex(found.domain) != row.domain:
             raise Corrupt(
                 f"in the place of repository {row.name} lies another one",
                 kind="repository-mistaken",
@@ -289,15 +155,44 @@ def open_checked(hub: Hub, row: RepositoryRow) -> Iterator[base.Storage]:
         yield storage
     finally:
         storage.close()
+        _log_requests(row, storage)
+
+
+def _log_requests(row: RepositoryRow, storage: base.Storage) -> None:
+    """Say how many requests an object store was asked, where each costs something."""
+    if isinstance(storage, ObjectStorage):
+        counted = ", ".join(f"{kind} {count}" for kind, count in sorted(storage.requests.items()))
+        _log.info("requests to the store of repository %s: %s", row.name, counted)
+
+
+@contextlib.contextmanager
+def open_repository(hub: Hub, row: RepositoryRow) -> Iterator[repositories.Repository]:
+    """Open a registered repository with its key.
+
+    Raises what `open_checked` and `root_keys.find` do.
+    """
+    with open_checked(hub, row) as storage:
+        yield repositories.Repository.open(
+            storage, root_key=root_keys.find(hub, row), clock=hub.clock, ids=hub.ids
+        )
+
+
+def place_of(config: Mapping[str, Any]) -> str:
+    """Return a repository's path or URL."""
+    return str(config.get("path") or config["url"])
+
+
+def _hex(domain: bytes | None) -> str | None:
+    return domain.hex() if domain is not None else None
 
 
 def _missing(row: RepositoryRow) -> Unavailable:
     return Unavailable(
         f"repository {row.name} is not there",
         kind="repository-missing",
-        hint="mount its file system again, or bring its folder back",
+        hint="mount its file system again, or bring its folder or bucket back",
         repository_id=row.id,
-        path=row.config.get("path"),
+        path=place_of(row.config),
     )
 
 
@@ -331,8 +226,7 @@ def _check_writable(hub: Hub, row: RepositoryRow, storage: base.Storage) -> None
 
 def delete_backup(hub: Hub, row: RepositoryRow, backup_id: str, *, who: str) -> None:
     """Put a backup's tombstone into its repository; one that is there already is success."""
-    with open_checked(hub, row) as storage:
-        opened = repositories.Repository.open(storage, clock=hub.clock, ids=hub.ids)
+    with open_repository(hub, row) as opened:
         try:
             with contextlib.suppress(NotFound):
                 opened.delete_backup(backup_id, who=who, why="deleted by request")
@@ -340,46 +234,18 @@ def delete_backup(hub: Hub, row: RepositoryRow, backup_id: str, *, who: str) -> 
             raise _read_only(row, error) from error
 
 
-def try_out(hub: Hub, kind: str, config: LocalConfig) -> TestResult:
-    """Say whether a place can be a repository, without making one."""
-    path = hub.paths.resolve(config.path)
-    _settings(config)
-    _check_not_nested(path)
-    if not path.exists():
-        parent = next(folder for folder in path.parents if folder.exists())
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise Denied(f"may not make {path}", kind="repository-denied", path=str(path))
-        return TestResult(
-            usable=True,
-            exists=False,
-            detail="the folder would be made",
-            capacity_bytes=None,
-            free_bytes=None,
-        )
-    with _opened(hub, kind, {"path": str(path)}) as storage:
-        capacity = storage.capacity()
+def hold_backup(
+    hub: Hub, row: RepositoryRow, backup_id: str, *, held: bool, who: str, why: str
+) -> Hold | None:
+    """Hold a backup in its repository, or let it go; return the hold that counts from now on."""
+    with open_repository(hub, row) as opened:
         try:
-            found = descriptor.get(storage)
-        except NotFound:
-            if storage.list_top():
-                raise Conflict(
-                    f"the folder {path} is not empty and no repository",
-                    kind="repository-folder-not-empty",
-                    hint="choose an empty folder, or one that does not exist yet",
-                    path=str(path),
-                ) from None
-            exists, detail = False, "the folder is empty; a repository would be made"
-        else:
-            exists, detail = True, f"repository {found.id}"
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise Conflict(f"the folder {path} is read-only", kind="repository-read-only")
-    return TestResult(
-        usable=True,
-        exists=exists,
-        detail=detail,
-        capacity_bytes=capacity.total_bytes if capacity is not None else None,
-        free_bytes=capacity.free_bytes if capacity is not None else None,
-    )
+            if held:
+                return opened.backups.hold(backup_id, who=who, why=why)
+            opened.backups.release(backup_id, who=who, why=why)
+        except Denied as error:
+            raise _read_only(row, error) from error
+    return None
 
 
 def try_registered(hub: Hub, row: RepositoryRow) -> TestResult:
@@ -410,8 +276,12 @@ def show(session: Session, rows: Sequence[RepositoryRow]) -> list[Repository]:
             type=RepositoryType(row.type),
             uuid=row.uuid,
             config=row.config,
+            required_labels=row.required_labels or {},
             enabled=row.enabled,
             chunk_size=row.chunk_size,
+            encrypted=row.domain is not None,
+            immutable_days=row.immutable_days or 0,
+            lock_mode=LockMode(row.lock_mode) if row.lock_mode else None,
             capacity_bytes=row.capacity_bytes,
             free_bytes=row.free_bytes,
             measured_at=row.measured_at,
@@ -419,7 +289,7 @@ def show(session: Session, rows: Sequence[RepositoryRow]) -> list[Repository]:
             backup_count=counts.get(row.id, 0),
             created_at=row.created_at,
             updated_at=row.updated_at,
-            warnings=[],
+            warnings=neighbours.list_warnings(row),
         )
         for row in rows
     ]
@@ -452,6 +322,8 @@ def change(session: Session, hub: Hub, repository_id: str, wanted: ChangeReposit
         row.name = wanted.name
     if wanted.enabled is not None:
         row.enabled = wanted.enabled
+    if wanted.required_labels is not None:
+        row.required_labels = wanted.required_labels or None
     row.updated_at = hub.clock.now()
     session.flush()
     return show(session, [row])[0]
@@ -484,16 +356,63 @@ def start_check(
 ) -> CheckAccepted:
     """Write a pending check."""
     row = queries.get_repository(session, repository_id)
+    job_id = _start(session, hub, row, JobKind.CHECK, read_data=read_data)
+    return CheckAccepted(job_id=job_id, repository_id=row.id)
+
+
+def start_import(session: Session, hub: Hub, repository_id: str) -> ImportAccepted:
+    """Write a pending import."""
+    row = queries.get_repository(session, repository_id)
+    return ImportAccepted(job_id=_start(session, hub, row, JobKind.IMPORT), repository_id=row.id)
+
+
+def start_hub_export(session: Session, hub: Hub, repository_id: str) -> HubExportAccepted:
+    """Write a pending export of the hub into a repository."""
+    row = queries.get_repository(session, repository_id)
+    return HubExportAccepted(
+        job_id=_start(session, hub, row, JobKind.HUB_EXPORT), repository_id=row.id
+    )
+
+
+def start_verify(
+    session: Session, hub: Hub, repository_id: str, wanted: VerifyRepository
+) -> VerifyAccepted:
+    """Write a pending verification."""
+    row = queries.get_repository(session, repository_id)
+    job_id = _start(session, hub, row, JobKind.VERIFY, **wanted.model_dump())
+    return VerifyAccepted(job_id=job_id, repository_id=row.id)
+
+
+def start_gc(session: Session, hub: Hub, repository_id: str, wanted: CollectGarbage) -> GcAccepted:
+    """Write a pending garbage collection.
+
+    Raises Conflict, kind `gc-running`, where one that deletes is pending or running: two at once
+    are safe, and the second only waits beside the first.
+    """
+    row = queries.get_repository(session, repository_id)
+    for job in jobs.list_active_of_repository(session, row.id):
+        if job.kind == JobKind.GC and not wanted.preview and not job.subject["preview"]:
+            raise Conflict(
+                f"garbage of repository {row.name} is being collected already",
+                kind="gc-running",
+                hint=f"`sendense job watch {job.id}` follows it",
+                job_id=job.id,
+            )
+    job_id = _start(session, hub, row, JobKind.GC, **wanted.model_dump())
+    return GcAccepted(job_id=job_id, repository_id=row.id)
+
+
+def _start(session: Session, hub: Hub, row: RepositoryRow, kind: JobKind, **subject: Any) -> str:
     job_id = core_ids.new_id("job", hub.ids)
     jobs.create_job(
         session,
         jobs.NewJob(
             id=job_id,
-            kind=JobKind.CHECK,
-            subject={"repository_id": row.id, "read_data": read_data},
+            kind=kind,
+            subject={"repository_id": row.id, **subject},
             priority=job_service.PRIORITY_INTERACTIVE,
             created_at=hub.clock.now(),
             repository_id=row.id,
         ),
     )
-    return CheckAccepted(job_id=job_id, repository_id=row.id)
+    return job_id

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 
 from sendense.core.errors import Conflict
-from sendense.hub import idempotency, problem, started
+from sendense.hub import problem, started
 from sendense.hub.access import Caller
 from sendense.hub.context import Hub, HubOf
 from sendense.hub.idempotency import Keyed, KeyOf
@@ -42,15 +42,12 @@ def request_restore(
     hub: Hub, body: StartRestore, keyed: Keyed, *, retry_of: str | None = None
 ) -> RestoreAccepted:
     """Check everything, write the rows in one transaction, then hand the job to the engine."""
-    answer, fresh = idempotency.run_once(
+    return started.start_once(
         hub,
         keyed,
         RestoreAccepted,
         lambda session: service.start(session, hub, body, retry_of=retry_of),
     )
-    if fresh:
-        jobs.enqueue(hub, answer.job_id)
-    return answer
 
 
 @router.get("", responses=problem.READ, summary="List restores")

@@ -1,7 +1,7 @@
 """Restores as the API shows them."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictStr, StringConstraints
 
@@ -13,6 +13,7 @@ from sendense.hub.model import (
     DiskChoice,
     Failure,
     Id,
+    LabelValue,
     Moment,
     Page,
     Request,
@@ -24,6 +25,7 @@ class TargetType(StrEnum):
     """Where a restore writes to."""
 
     FILE = "file"
+    VM = "vm"
 
 
 class FileFormat(StrEnum):
@@ -36,9 +38,24 @@ class FileFormat(StrEnum):
 class FileTarget(Request):
     """A file on the worker's machine."""
 
-    type: TargetType
+    type: Literal[TargetType.FILE]
     path: Annotated[StrictStr, StringConstraints(min_length=1, max_length=PATH_LENGTH_MAX)]
     format: FileFormat = FileFormat.RAW
+    host: Annotated[
+        LabelValue | None,
+        Field(description="The machine whose worker writes it; left out, any that can read."),
+    ] = None
+
+
+class VmTarget(Request):
+    """A disk of a VM that is off, of the very same size: all of it is overwritten."""
+
+    type: Literal[TargetType.VM]
+    vm_id: Id
+    disk_id: Annotated[
+        DiskChoice | None,
+        Field(description="Index or name; left out, the disk of the backup's own name."),
+    ] = None
 
 
 class StartRestore(Request):
@@ -61,9 +78,10 @@ class StartRestore(Request):
         DiskChoice | None,
         Field(description="Index or name; may be left out where the backup holds one disk."),
     ] = None
-    target: FileTarget
+    target: Annotated[FileTarget | VmTarget, Field(discriminator="type")]
     overwrite: Annotated[
-        StrictBool, Field(description="Replace an existing file; else it is a conflict.")
+        StrictBool,
+        Field(description="Replace an existing file or a VM's disk; else it is a conflict."),
     ] = False
 
 
@@ -73,12 +91,22 @@ class RestoreAccepted(Accepted):
     restore_id: str
 
 
-class TargetShown(Answer):
-    """Where a restore writes to."""
+class FileShown(Answer):
+    """The file that a restore writes."""
 
-    type: TargetType
+    type: Literal[TargetType.FILE]
     path: str
     format: FileFormat
+    host: str | None = None
+
+
+class VmShown(Answer):
+    """The disk of a VM that a restore overwrites."""
+
+    type: Literal[TargetType.VM]
+    vm_id: str
+    vm_name: str
+    disk_id: str
 
 
 class Restore(Answer):
@@ -88,7 +116,7 @@ class Restore(Answer):
     job_id: str | None
     backup_id: str
     disk_id: str
-    target: TargetShown
+    target: Annotated[FileShown | VmShown, Field(discriminator="type")]
     overwrite: bool
     status: JobStatus
     progress_percent: float

@@ -1,39 +1,120 @@
 """What is checked before a restore starts, and how restores are shown."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
+from sendense.connectors import registry
 from sendense.core.errors import Conflict, Denied, Exists, Invalid, NotFound
 from sendense.core.ids import new_id
-from sendense.db.tables import BackupDiskRow, BackupRow, JobRow, RestoreRow
+from sendense.db.tables import BackupDiskRow, BackupRow, JobRow, RestoreRow, SourceRow
+from sendense.durable import placement
 from sendense.hub.backups import queries as backups
+from sendense.hub.backups import service as backup_service
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind, JobStatus
 from sendense.hub.model import failure_of
+from sendense.hub.repositories import nesting
 from sendense.hub.repositories import queries as repositories
-from sendense.hub.repositories import service as repository_service
 from sendense.hub.restores import queries
 from sendense.hub.restores.schemas import (
+    FileShown,
+    FileTarget,
     Restore,
     RestoreAccepted,
     RestoreFilter,
     RestoreList,
     StartRestore,
-    TargetShown,
+    TargetType,
+    VmShown,
+    VmTarget,
 )
+from sendense.hub.vms import queries as vms
+from sendense.hub.vms import service as vm_service
 
 
-def check_target(session: Session, hub: Hub, wanted: StartRestore) -> Path:
-    """Return where a restore writes to, or raise, with nothing changed.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a restore writes to, as its row and its job keep it."""
+
+    target: dict[str, Any]
+    vm_id: str | None = None
+    source_id: str | None = None
+    required_labels: dict[str, str] = field(default_factory=dict)
+
+
+def _find_place(session: Session, hub: Hub, wanted: StartRestore, disk: BackupDiskRow) -> _Place:
+    """Return where a restore writes to. Raises what `check_target` and `_find_disk` do."""
+    target = wanted.target
+    if isinstance(target, VmTarget):
+        return _find_disk(session, target, disk, overwrite=wanted.overwrite)
+    path = check_target(session, hub, target, overwrite=wanted.overwrite)
+    return _Place(
+        {"type": target.type, "path": str(path), "format": target.format, "host": target.host},
+        required_labels={placement.HOST: target.host} if target.host else {},
+    )
+
+
+def _find_disk(
+    session: Session, target: VmTarget, backed_up: BackupDiskRow, *, overwrite: bool
+) -> _Place:
+    """Return the disk of a VM that is to be overwritten, as far as the catalog knows it.
+
+    Raises NotFound, Invalid (`target-unsupported`), Conflict (`vm-gone`, `target-size-differs`,
+    `backup-running`) and Exists (`target-exists`). The source looks again, at the VM itself.
+    """
+    vm = vms.get_vm(session, target.vm_id)
+    backup_service.require_present(vm)
+    source = session.get_one(SourceRow, vm.source_id)
+    if source.type not in registry.RECEIVING:
+        raise Invalid(
+            f"a source of type {source.type} takes no disks back",
+            kind="target-unsupported",
+            hint="restore to a file",
+        )
+    choice = backed_up.disk_id if target.disk_id is None else target.disk_id
+    disk = vm_service.find_disk(vm, vms.list_disks(session, [vm.id])[vm.id], choice)
+    if disk.capacity_bytes != backed_up.capacity_bytes:
+        raise Conflict(
+            f"{disk.disk_id} of VM {vm.name} is {disk.capacity_bytes} bytes long, the backup's"
+            f" {backed_up.capacity_bytes}",
+            kind="target-size-differs",
+            hint="give the VM a disk of the very same size, and discover its source",
+        )
+    if not overwrite:
+        raise Exists(
+            f"all that {disk.disk_id} of VM {vm.name} holds would be overwritten",
+            kind="target-exists",
+            hint="allow it (`overwrite`), or restore to a file",
+        )
+    backup_service.check_slot(session, vm)
+    return _Place(
+        {
+            "type": TargetType.VM,
+            "vm_id": vm.id,
+            "vm_name": vm.name,
+            "vm_uuid": vm.vm_uuid,
+            "disk_id": disk.disk_id,
+            "key": disk.key,
+            "uuid": disk.uuid,
+        },
+        vm_id=vm.id,
+        source_id=source.id,
+    )
+
+
+def check_target(session: Session, hub: Hub, wanted: FileTarget, *, overwrite: bool) -> Path:
+    """Return the file that a restore writes, or raise, with nothing changed.
 
     Raises Denied (`path-not-allowed`, `target-in-repository`), Invalid (`target-folder-missing`),
     Exists (`target-exists`), Conflict (`target-not-a-file`, `target-busy`).
     """
-    path = hub.paths.resolve(wanted.target.path)
+    path = hub.paths.resolve(wanted.path)
     _check_apart(session, hub, path)
     _check_apart_from_unknown(path)
     if not path.parent.is_dir():
@@ -46,7 +127,7 @@ def check_target(session: Session, hub: Hub, wanted: StartRestore) -> Path:
     if path.exists():
         if not path.is_file():
             raise Conflict(f"{path} is no plain file", kind="target-not-a-file", path=str(path))
-        if not wanted.overwrite:
+        if not overwrite:
             raise Exists(
                 f"{path} exists",
                 kind="target-exists",
@@ -54,7 +135,7 @@ def check_target(session: Session, hub: Hub, wanted: StartRestore) -> Path:
                 path=str(path),
             )
     for row in queries.list_active(session):
-        if row.target["path"] == str(path):
+        if row.target.get("path") == str(path):
             raise Conflict(
                 f"restore {row.id} is writing to {path}",
                 kind="target-busy",
@@ -80,7 +161,7 @@ def _check_apart(session: Session, hub: Hub, path: Path) -> None:
 
 def _check_apart_from_unknown(path: Path) -> None:
     """Refuse targets inside a repository that the catalog does not know, for the same reason."""
-    around = repository_service.find_around(path)
+    around = nesting.find_around(path)
     if around is not None:
         raise Denied(
             f"{path} lies in the repository at {around}",
@@ -104,7 +185,7 @@ def start(
             status=backup.status,
         )
     disk = _choose(session, backup, wanted.disk_id)
-    path = check_target(session, hub, wanted)
+    place = _find_place(session, hub, wanted, disk)
     now = hub.clock.now()
     restore_id = new_id("restore", hub.ids)
     job_id = new_id("job", hub.ids)
@@ -116,8 +197,11 @@ def start(
             subject={"restore_id": restore_id},
             priority=job_service.PRIORITY_RESTORE,
             created_at=now,
+            vm_slot=place.vm_id,
+            source_id=place.source_id,
             repository_id=backup.repository_id,
             retry_of=retry_of,
+            required_labels=place.required_labels,
         ),
     )
     queries.create_restore(
@@ -128,11 +212,7 @@ def start(
             backup_id=backup.id,
             disk_id=disk.disk_id,
             key=disk.key,
-            target={
-                "type": wanted.target.type,
-                "path": str(path),
-                "format": wanted.target.format,
-            },
+            target=place.target,
             overwrite=wanted.overwrite,
             total_bytes=disk.capacity_bytes,
             created_at=now,
@@ -192,7 +272,7 @@ def _show(row: RestoreRow, job: JobRow | None) -> Restore:
         job_id=row.job_id,
         backup_id=row.backup_id,
         disk_id=row.disk_id,
-        target=TargetShown.model_validate(row.target),
+        target=_show_target(row),
         overwrite=row.overwrite,
         status=status,
         progress_percent=jobs.PERCENT_DONE if status is JobStatus.COMPLETED else round(percent, 1),
@@ -208,6 +288,11 @@ def _show(row: RestoreRow, job: JobRow | None) -> Restore:
     )
 
 
+def _show_target(row: RestoreRow) -> FileShown | VmShown:
+    shown = VmShown if row.target["type"] == TargetType.VM else FileShown
+    return shown.model_validate({name: row.target.get(name) for name in shown.model_fields})
+
+
 def list_restores(session: Session, wanted: RestoreFilter) -> RestoreList:
     """Return a page of restores."""
     rows, total = queries.list_restores(session, wanted)
@@ -216,11 +301,12 @@ def list_restores(session: Session, wanted: RestoreFilter) -> RestoreList:
 
 def to_request(row: RestoreRow) -> StartRestore:
     """Return the request that a restore answered, to ask for it again."""
+    fields = (VmTarget if row.target["type"] == TargetType.VM else FileTarget).model_fields
     return StartRestore.model_validate(
         {
             "backup_id": row.backup_id,
             "disk_id": row.disk_id,
-            "target": row.target,
+            "target": {name: row.target[name] for name in fields if name in row.target},
             "overwrite": row.overwrite,
         }
     )

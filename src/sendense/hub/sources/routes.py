@@ -4,11 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
-from sendense.hub import idempotency, problem, started
+from sendense.hub import problem, started
 from sendense.hub.access import Caller
 from sendense.hub.context import Hub, HubOf
 from sendense.hub.idempotency import Keyed, KeyOf
-from sendense.hub.jobs import service as jobs
 from sendense.hub.model import Page
 from sendense.hub.sources import queries, service
 from sendense.hub.sources.schemas import (
@@ -31,7 +30,8 @@ router = APIRouter(prefix="/sources", tags=["sources"])
 def create_source(body: CreateSource, response: Response, hub: HubOf, caller: Caller) -> Source:
     """Register a source; its platform need not answer yet."""
     del caller
-    hub.check_source(body.type, body.config)
+    given = body.credentials.reveal() if body.credentials is not None else None
+    hub.check_source(body.type, body.config, given)
     with hub.catalog.write() as session:
         answer = service.create(session, hub, body)
     response.headers["Location"] = f"/api/v1/sources/{answer.id}"
@@ -43,14 +43,15 @@ def list_sources(wanted: Annotated[Page, Query()], hub: HubOf, caller: Caller) -
     """List sources by name."""
     del caller
     with hub.catalog.read() as session:
-        return service.list_sources(session, limit=wanted.limit, offset=wanted.offset)
+        return service.list_sources(session, hub, limit=wanted.limit, offset=wanted.offset)
 
 
 @router.post("/test", responses=problem.WRITE, summary="Try a source before registering it")
 def test_source(body: TestSource, hub: HubOf, caller: Caller) -> SourceTested:
     """Contact the platform; nothing is kept."""
     del caller
-    return service.try_out(hub, body.type, body.config)
+    given = body.credentials.reveal() if body.credentials is not None else None
+    return service.try_out(hub, body.type, body.config, given)
 
 
 @router.get("/{source_id}", responses=problem.READ, summary="Show a source")
@@ -58,17 +59,18 @@ def get_source(source_id: str, hub: HubOf, caller: Caller) -> Source:
     """Show one source."""
     del caller
     with hub.catalog.read() as session:
-        return service.show(session, [queries.get_source(session, source_id)])[0]
+        return service.show(session, hub, [queries.get_source(session, source_id)])[0]
 
 
 @router.patch("/{source_id}", responses=problem.WRITE, summary="Change a source")
 def change_source(source_id: str, body: ChangeSource, hub: HubOf, caller: Caller) -> Source:
-    """Set a source's name or configuration."""
+    """Set a source's name, configuration or credentials."""
     del caller
-    if body.config is not None:
+    if body.config is not None or body.credentials is not None:
         with hub.catalog.read() as session:
-            kind = queries.get_source(session, source_id).type
-        hub.check_source(kind, body.config)
+            row = queries.get_source(session, source_id)
+        given = body.credentials.reveal() if body.credentials is not None else None
+        hub.check_source(row.type, row.config if body.config is None else body.config, given)
     with hub.catalog.write() as session:
         return service.change(session, hub, source_id, body)
 
@@ -91,9 +93,7 @@ def delete_source(source_id: str, hub: HubOf, caller: Caller) -> Response:
 def test_registered_source(source_id: str, hub: HubOf, caller: Caller) -> SourceTested:
     """Contact the platform."""
     del caller
-    with hub.catalog.read() as session:
-        row = queries.get_source(session, source_id)
-    return service.try_out(hub, row.type, row.config)
+    return service.try_registered(hub, source_id)
 
 
 @router.post(
@@ -118,13 +118,10 @@ def discover_source(
 
 
 def request_discovery(hub: Hub, source_id: str, keyed: Keyed) -> DiscoverAccepted:
-    """Write the job in one transaction, then hand it to the engine."""
-    answer, fresh = idempotency.run_once(
+    """Start it, unless it was started by the same request before."""
+    return started.start_once(
         hub,
         keyed,
         DiscoverAccepted,
         lambda session: service.start_discovery(session, hub, source_id),
     )
-    if fresh:
-        jobs.enqueue(hub, answer.job_id)
-    return answer

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import (
     ConfigDict,
     Field,
+    SecretStr,
     StrictStr,
     StringConstraints,
     computed_field,
@@ -12,13 +13,24 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
-from sendense.hub.model import Accepted, Answer, Moment, Name, Request, explained
+from sendense.hub.model import (
+    Accepted,
+    Answer,
+    Moment,
+    Name,
+    Request,
+    RequiredLabels,
+    explained,
+)
 
 _EXAMPLE: JsonDict = {
     "name": "lab",
     "type": "image",
     "config": {"vms": [{"name": "pgtest1", "disks": ["/srv/a.raw", "/srv/b.raw"]}]},
 }
+
+CREDENTIAL_LENGTH_MAX = 1024  # vCenter takes fewer; more is no password
+
 
 SourceType = Annotated[
     StrictStr,
@@ -28,6 +40,34 @@ SourceType = Annotated[
 ]
 Config = Annotated[
     dict[str, Any], Field(description="As the type's connector wants it; see the examples.")
+]
+
+
+class Credentials(Request):
+    """What a platform is logged in with. Kept sealed, and never part of an answer."""
+
+    username: Annotated[
+        StrictStr,
+        StringConstraints(min_length=1, max_length=CREDENTIAL_LENGTH_MAX),
+        Field(examples=["sendense@vsphere.local"]),
+    ]
+    password: Annotated[
+        SecretStr,
+        Field(
+            min_length=1,
+            max_length=CREDENTIAL_LENGTH_MAX,
+            json_schema_extra={"writeOnly": True, "examples": ["…"]},
+        ),
+    ]
+
+    def reveal(self) -> dict[str, str]:
+        """Return both as a connector wants them; for sealing and logging in only."""
+        return {"username": self.username, "password": self.password.get_secret_value()}
+
+
+MaybeCredentials = Annotated[
+    Credentials | None,
+    Field(description="For types that log in. Sealed; no answer holds the password."),
 ]
 
 
@@ -50,6 +90,8 @@ class CreateSource(Request):
     name: Name
     type: SourceType
     config: Config
+    credentials: MaybeCredentials = None
+    required_labels: RequiredLabels = Field(default_factory=dict)
 
 
 class TestSource(Request):
@@ -60,6 +102,7 @@ class TestSource(Request):
 
     type: SourceType
     config: Config
+    credentials: MaybeCredentials = None
     name: Name | None = None
 
 
@@ -70,11 +113,14 @@ class ChangeSource(Request):
 
     name: Name | None = None
     config: Config | None = None
+    credentials: MaybeCredentials = None
+    required_labels: RequiredLabels | None = None
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if self.name is None and self.config is None:
-            raise ValueError("give name or config")
+        given = (self.name, self.config, self.credentials, self.required_labels)
+        if all(one is None for one in given):
+            raise ValueError("give name, config, credentials or required_labels")
         return self
 
 
@@ -92,6 +138,16 @@ class Source(Answer):
     name: str
     type: str
     config: dict[str, Any]
+    has_credentials: bool
+    username: Annotated[
+        str | None, Field(description="What its platform is logged in with, or null.")
+    ]
+    uuid: Annotated[
+        str,
+        Field(description="The platform's own identity, known since first contact; else the id."),
+    ]
+    warnings: Annotated[list[str], Field(description="What is not as it should be in production.")]
+    required_labels: dict[str, str]
     vm_count: int
     discovered_at: Moment | None
     trouble: Annotated[str | None, Field(description="What the last try found wrong, or null.")]
@@ -106,11 +162,48 @@ class SourceList(Answer):
     total: int
 
 
+class Certificate(Answer):
+    """The certificate that a platform shows, and what is wrong with it, if anything."""
+
+    sha256: Annotated[
+        str,
+        Field(
+            description="Of the whole certificate; compare it with what the host's console says."
+        ),
+    ]
+    pem: Annotated[str, Field(description="As `certificate_pem` of a configuration trusts it.")]
+    subject: str
+    issuer: str
+    not_before: Moment
+    not_after: Moment
+    trusted: Annotated[
+        bool, Field(description="Pinned, or else signed by whom this machine trusts, for the host.")
+    ]
+    problems: list[str]
+
+
 class SourceTested(Answer):
     """The source answered."""
 
     reachable: bool
     detail: Annotated[str, Field(description="One line on what answered.")]
+    logged_in: Annotated[
+        bool,
+        Field(
+            description="False where the type logs in to nothing, no credentials were given, or"
+            " the certificate is not trusted: none are sent then."
+        ),
+    ] = False
+    certificate: Annotated[
+        Certificate | None, Field(description="For types that show one, before any login.")
+    ] = None
+    uuid: Annotated[
+        str | None, Field(description="The platform's own identity, once logged in.")
+    ] = None
+    registered_as: Annotated[
+        str | None, Field(description="The id of the source that is this platform already.")
+    ] = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Discover(Request):

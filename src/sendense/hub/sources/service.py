@@ -5,18 +5,25 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from sendense.core.errors import Conflict
+from sendense.connectors import registry
+from sendense.connectors.base import Source as PlatformSource
+from sendense.connectors.capability import Identified
+from sendense.core.errors import Conflict, Denied, Invalid
 from sendense.core.ids import new_id
 from sendense.db.tables import SourceRow
+from sendense.hub import sealing
 from sendense.hub.backups import queries as backups
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs import service as job_service
 from sendense.hub.jobs.schemas import JobKind
+from sendense.hub.sealing import Belonging
 from sendense.hub.sources import queries
 from sendense.hub.sources.schemas import (
+    Certificate,
     ChangeSource,
     CreateSource,
+    Credentials,
     DiscoverAccepted,
     Source,
     SourceList,
@@ -24,7 +31,7 @@ from sendense.hub.sources.schemas import (
 )
 
 
-def show(session: Session, rows: Sequence[SourceRow]) -> list[Source]:
+def show(session: Session, hub: Hub, rows: Sequence[SourceRow]) -> list[Source]:
     """Return sources as the API shows them."""
     counts = queries.count_vms(session, [row.id for row in rows])
     return [
@@ -33,6 +40,11 @@ def show(session: Session, rows: Sequence[SourceRow]) -> list[Source]:
             name=row.name,
             type=row.type,
             config=row.config,
+            uuid=row.uuid,
+            warnings=list(hub.list_warnings(row.type, row.config)),
+            has_credentials=row.credentials is not None,
+            username=sealing.find_username(row.credentials),
+            required_labels=row.required_labels or {},
             vm_count=counts.get(row.id, 0),
             discovered_at=row.discovered_at,
             trouble=row.trouble or None,
@@ -43,14 +55,16 @@ def show(session: Session, rows: Sequence[SourceRow]) -> list[Source]:
     ]
 
 
-def list_sources(session: Session, *, limit: int, offset: int) -> SourceList:
+def list_sources(session: Session, hub: Hub, *, limit: int, offset: int) -> SourceList:
     """Return a page of sources."""
     rows, total = queries.list_sources(session, limit=limit, offset=offset)
-    return SourceList(sources=show(session, rows), total=total)
+    return SourceList(sources=show(session, hub, rows), total=total)
 
 
 def create(session: Session, hub: Hub, wanted: CreateSource) -> Source:
     """Register a source whose configuration `hub.check_source` accepted."""
+    if wanted.credentials is None and wanted.type in registry.WITH_CREDENTIALS:
+        raise _lacks_credentials(f"is missing: a source of type {wanted.type} is logged in to")
     queries.check_name_free(session, wanted.name)
     now = hub.clock.now()
     source_id = new_id("source", hub.ids)
@@ -61,26 +75,37 @@ def create(session: Session, hub: Hub, wanted: CreateSource) -> Source:
         name=wanted.name,
         type=wanted.type,
         config=wanted.config,
+        credentials=None,
+        required_labels=wanted.required_labels or None,
         created_at=now,
         updated_at=now,
         trouble="",
     )
+    queries.check_host_free(session, row)
+    if wanted.credentials is not None:
+        row.credentials = _seal(session, hub, row, wanted.credentials)
     session.add(row)
     session.flush()
-    return show(session, [row])[0]
+    return show(session, hub, [row])[0]
 
 
 def change(session: Session, hub: Hub, source_id: str, wanted: ChangeSource) -> Source:
-    """Set a source's name or configuration."""
+    """Set a source's name, configuration or demands; jobs that were asked for keep theirs."""
     row = queries.get_source(session, source_id)
     if wanted.name is not None:
         queries.check_name_free(session, wanted.name, but=source_id)
         row.name = wanted.name
     if wanted.config is not None:
+        _refuse_moving(row, wanted)
         row.config = wanted.config
+        queries.check_host_free(session, row)
+    if wanted.credentials is not None:
+        row.credentials = _seal(session, hub, row, wanted.credentials)
+    if wanted.required_labels is not None:
+        row.required_labels = wanted.required_labels or None
     row.updated_at = hub.clock.now()
     session.flush()
-    return show(session, [row])[0]
+    return show(session, hub, [row])[0]
 
 
 def delete(session: Session, source_id: str) -> None:
@@ -106,14 +131,118 @@ def delete(session: Session, source_id: str) -> None:
     queries.delete_source(session, source_id)
 
 
-def try_out(hub: Hub, kind: str, config: Mapping[str, Any]) -> SourceTested:
-    """Contact a platform. Raises Invalid, Denied or Unavailable with a hint."""
-    hub.check_source(kind, config)
-    source = hub.open_source(kind, config)
+def open_registered(hub: Hub, row: SourceRow) -> PlatformSource:
+    """Open a registered source with its credentials; the caller closes it."""
+    return hub.open_source(row.type, row.config, open_credentials(hub, row))
+
+
+def open_credentials(hub: Hub, row: SourceRow) -> dict[str, str] | None:
+    """Return what a source is logged in with, or None. Raises what `Vault.open` does."""
+    return None if row.credentials is None else hub.vault.open(row.credentials, _belonging(row))
+
+
+def _seal(session: Session, hub: Hub, row: SourceRow, given: Credentials) -> dict[str, Any]:
+    return hub.vault.seal(
+        given.reveal(), _belonging(row), may_make_key=not queries.is_any_sealed(session, but=row.id)
+    )
+
+
+def _belonging(row: SourceRow) -> Belonging:
+    return Belonging(source_id=row.id, host=str(row.config.get("host", "")))
+
+
+def _refuse_moving(row: SourceRow, wanted: ChangeSource) -> None:
+    """Refuse another host with the old password: it would be told to whoever answers there."""
+    if row.credentials is None or wanted.credentials is not None or wanted.config is None:
+        return
+    if wanted.config.get("host") != row.config.get("host"):
+        raise _lacks_credentials("must be given again where the host changes")
+
+
+def _lacks_credentials(reason: str) -> Invalid:
+    return Invalid(
+        f"credentials: {reason}",
+        kind="credentials-needed",
+        hint="a password is sent only to the host that it was given for",
+        errors=[{"field": "credentials", "reason": reason}],
+    )
+
+
+def try_out(
+    hub: Hub,
+    kind: str,
+    config: Mapping[str, Any],
+    credentials: Mapping[str, str] | None = None,
+) -> SourceTested:
+    """Contact a platform. Raises Invalid, Denied or Unavailable with a hint.
+
+    Nobody is logged in with a password that would go to a host whose certificate is not trusted.
+    """
+    hub.check_source(kind, config, credentials)
+    seen = hub.see_certificate(kind, config)
+    certificate = None if seen is None else Certificate.model_validate(seen)
+    warnings = list(hub.list_warnings(kind, config))
+    if seen is not None and (credentials is None or not seen.trusted):
+        why = "nothing was logged in to" if seen.trusted else "its certificate is not trusted"
+        return SourceTested(
+            reachable=True,
+            detail=f"a host that shows a certificate; {why}",
+            certificate=certificate,
+            warnings=warnings,
+        )
+    source = hub.open_source(kind, config, credentials)
     try:
-        return SourceTested(reachable=True, detail=source.probe())
+        detail = source.probe()
+        uuid = source.identify() if isinstance(source, Identified) else None
     finally:
         source.close()
+    return SourceTested(
+        reachable=True,
+        detail=detail,
+        logged_in=credentials is not None,
+        certificate=certificate,
+        uuid=uuid,
+        registered_as=_find_registered(hub, uuid),
+        warnings=warnings,
+    )
+
+
+def try_registered(hub: Hub, source_id: str) -> SourceTested:
+    """Contact a registered source's platform, and settle its identity.
+
+    Raises what `try_out` and `open_credentials` do, Denied, kind `certificate-untrusted`, and what
+    `queries.settle_identity` does.
+    """
+    with hub.catalog.read() as session:
+        row = queries.get_source(session, source_id)
+    tested = try_out(hub, row.type, row.config, open_credentials(hub, row))
+    if tested.certificate is not None and not tested.certificate.trusted:
+        raise _untrusted(row, tested.certificate)
+    if tested.uuid is not None and tested.uuid != row.uuid:
+        with hub.catalog.write() as session:
+            row = queries.get_source(session, source_id)
+            queries.settle_identity(session, row, tested.uuid)
+    return tested
+
+
+def _find_registered(hub: Hub, uuid: str | None) -> str | None:
+    if uuid is None:
+        return None
+    with hub.catalog.read() as session:
+        row = queries.find_by_uuid(session, uuid)
+    return None if row is None else row.id
+
+
+def _untrusted(row: SourceRow, certificate: Certificate) -> Denied:
+    return Denied(
+        f"the certificate of source {row.name} is not trusted: {'; '.join(certificate.problems)};"
+        f" its SHA-256 is {certificate.sha256}",
+        kind="certificate-untrusted",
+        hint="compare it with the one that the host's own console shows, then"
+        f" `sendense source trust {row.name} --trust-fingerprint {certificate.sha256}`",
+        source_id=row.id,
+        sha256=certificate.sha256,
+    )
 
 
 def start_discovery(session: Session, hub: Hub, source_id: str) -> DiscoverAccepted:

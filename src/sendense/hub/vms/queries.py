@@ -1,16 +1,17 @@
 """VMs and disks in the catalog; discovery writes them, backups only read them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, ScalarSelect, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from sendense.connectors.base import DiskDescription, VmDescription, disk_id
 from sendense.core.errors import NotFound
 from sendense.core.ids import IdSource, new_id
+from sendense.db import search
 from sendense.db.tables import BackupRow, DiskRow, JobRow, SourceRow, VmRow
 from sendense.hub.jobs.schemas import JobStatus
 from sendense.hub.model import split_tag
@@ -74,18 +75,18 @@ def list_vms(session: Session, wanted: VmFilter) -> tuple[Sequence[VmRow], int]:
     if wanted.q is not None:
         conditions.append(
             or_(
-                VmRow.name.icontains(wanted.q, autoescape=True),
-                VmRow.path.icontains(wanted.q, autoescape=True),
-                VmRow.guest_os.icontains(wanted.q, autoescape=True),
+                search.contains(VmRow.name, wanted.q),
+                search.contains(VmRow.path, wanted.q),
+                search.contains(VmRow.guest_os, wanted.q),
                 VmRow.id == wanted.q,
             )
         )
     for key, value in map(split_tag, wanted.tag):
-        stored = VmRow.tags[key].as_string()
+        stored = search.value_of(VmRow.tags, key)
         conditions.append(stored.is_not(None) if value is None else stored == value)
     if wanted.protected is not None:
-        protected = exists().where(_is_good_backup(), BackupRow.vm_id == VmRow.id)
-        conditions.append(protected if wanted.protected else ~protected)
+        last = _last_backup()
+        conditions.append(last.is_not(None) if wanted.protected else last.is_(None))
     if wanted.present is not None:
         gone = VmRow.gone_at
         conditions.append(gone.is_(None) if wanted.present else gone.is_not(None))
@@ -112,12 +113,9 @@ def list_disks(session: Session, vm_ids: Sequence[str]) -> dict[str, list[DiskRo
 
 def list_last_backups(session: Session, vm_ids: Sequence[str]) -> dict[str, datetime]:
     """Return when the newest completed backup of each VM was made, by VM."""
-    rows = session.execute(
-        select(BackupRow.vm_id, func.max(BackupRow.created_at))
-        .where(_is_good_backup(), BackupRow.vm_id.in_(vm_ids))
-        .group_by(BackupRow.vm_id)
-    )
-    return {vm_id: moment for vm_id, moment in rows if vm_id is not None}
+    last = _last_backup()
+    query = select(VmRow.id, last).where(VmRow.id.in_(vm_ids), last.is_not(None))
+    return dict(session.execute(query).all())
 
 
 def list_active_jobs(session: Session, vm_ids: Sequence[str]) -> dict[str, str]:
@@ -126,13 +124,34 @@ def list_active_jobs(session: Session, vm_ids: Sequence[str]) -> dict[str, str]:
     return {vm_id: job_id for vm_id, job_id in rows if vm_id is not None}
 
 
+def list_present_uuids(session: Session, source_id: str) -> set[str]:
+    """Return the uuids of the VMs that a source had at its last discovery."""
+    query = select(VmRow.vm_uuid).where(VmRow.source_id == source_id, VmRow.gone_at.is_(None))
+    return set(session.scalars(query))
+
+
 def delete_vm(session: Session, vm_id: str) -> None:
     """Forget a VM and its disks. Backups keep its name; see BackupRow."""
     session.execute(delete(VmRow).where(VmRow.id == vm_id))
 
 
-def _is_good_backup() -> ColumnElement[bool]:
-    return (BackupRow.status == JobStatus.COMPLETED) & BackupRow.deleted_at.is_(None)
+def _last_backup() -> ScalarSelect[datetime]:
+    """Say when the newest completed backup of a VM was made, null without any.
+
+    One step in an index for each VM: a group of all backups would look at each of them.
+    """
+    return (
+        select(BackupRow.created_at)
+        .where(
+            BackupRow.vm_id == VmRow.id,
+            BackupRow.status == JobStatus.COMPLETED,
+            BackupRow.deleted_at.is_(None),
+        )
+        .order_by(BackupRow.created_at.desc())
+        .limit(1)
+        .correlate(VmRow)
+        .scalar_subquery()
+    )
 
 
 def upsert_vms(
@@ -140,12 +159,15 @@ def upsert_vms(
     source: SourceRow,
     found: Sequence[VmDescription],
     *,
+    gone: Collection[str],
     ids: IdSource,
     now: datetime,
 ) -> DiscoveryReport:
-    """Write what a discovery found; VMs and disks it did not find are marked, never removed.
+    """Write what a discovery found; VMs and disks that are gone are marked, never removed.
 
-    A VM is known again by its source's identity and its own, whatever its name.
+    A VM is known again by its source's identity and its own, whatever its name. `gone` are the
+    uuids of those that the platform certainly has no more: one that is neither there nor among the
+    found stays as it was, for no list proves that something is not there.
     """
     known = {
         row.vm_uuid: row
@@ -170,10 +192,16 @@ def upsert_vms(
         session.flush()
         _upsert_disks(session, vm, disks.get(vm.id, []), description.disks, now=now, tally=tally)
     for vm in known.values():
-        if vm.gone_at is None:
+        if vm.gone_at is not None:
+            continue
+        if vm.vm_uuid in gone:
             vm.gone_at = now
             tally.vms_gone += 1
             tally.changes.append(f"VM {vm.name} is no longer on its source")
+        else:
+            tally.changes.append(
+                f"VM {vm.name} was not listed, but its source does not say that it is gone"
+            )
     source.discovered_at = now
     source.trouble = ""
     return tally.report(vms=len(found), disks=sum(len(one.disks) for one in found))
@@ -210,6 +238,7 @@ def _describe(vm: VmRow, description: VmDescription, *, now: datetime) -> None:
     vm.guest_os = description.guest_os
     vm.cpu_count = description.cpu_count
     vm.memory_bytes = description.memory_bytes
+    vm.networks = list(description.networks)
     vm.seen_at = now
     vm.gone_at = None
 

@@ -11,7 +11,7 @@ from sendense.hub.backups.schemas import BackupFilter, BackupList
 from sendense.hub.context import HubOf
 from sendense.hub.model import Page, Text
 from sendense.hub.repositories import queries as repositories
-from sendense.hub.vms import queries, service
+from sendense.hub.vms import queries, readiness, service
 from sendense.hub.vms.schemas import ChangeVm, DiskList, Readiness, Vm, VmFilter, VmList
 
 router = APIRouter(prefix="/vms", tags=["vms"])
@@ -85,10 +85,16 @@ def get_readiness(
     hub: HubOf,
     caller: Caller,
     repository_id: Annotated[Text | None, Query(description="Look at its backups too.")] = None,
+    *,
+    ask: Annotated[
+        bool,
+        Query(description="Ask the source too, where it can tell; else what discovery found."),
+    ] = True,
 ) -> Readiness:
-    """Say whether a VM can be backed up, and incrementally, and if not, why."""
+    """Say whether a VM can be backed up, incrementally and consistently, and if not, why."""
     del caller
+    asked = readiness.ask(hub, vm_id) if ask else readiness.NOT_ASKED
     with hub.catalog.read() as session:
         if repository_id is not None:
             repositories.get_repository(session, repository_id)
-        return service.tell_readiness(session, vm_id, repository_id)
+        return readiness.tell(session, vm_id, repository_id, asked)

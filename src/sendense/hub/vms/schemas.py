@@ -55,6 +55,7 @@ class Vm(Answer):
     cpu_count: int | None
     memory_bytes: int | None
     guest_os: str | None
+    networks: list[str]
     tags: dict[str, str]
     disk_count: int
     protected: Annotated[bool, Field(description="At least one completed backup exists.")]
@@ -106,7 +107,24 @@ class Readiness(Answer):
     repository_id: str | None
     backup_possible: bool
     incremental_possible: bool
+    consistent_possible: Annotated[
+        bool | None,
+        Field(
+            description="Whether file systems can be frozen at the moment of the snapshot; null:"
+            " its source was not asked, or cannot tell."
+        ),
+    ]
     reasons: list[str]
+    missing_privileges: Annotated[
+        list[str],
+        Field(description="What the source's user lacks, by the platform's own names."),
+    ]
+    notes: Annotated[
+        list[str], Field(description="What else may matter: what a backup will do or meet.")
+    ]
+    asked: Annotated[
+        bool, Field(description="Whether the source itself was asked, beyond its last discovery.")
+    ]
     disks: list[DiskReadiness]
 
 

@@ -10,7 +10,7 @@ from sendense.db.tables import DiskRow, VmRow
 from sendense.hub.backups import queries as backups
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.vms import queries
-from sendense.hub.vms.schemas import ChangeVm, Disk, DiskReadiness, Readiness, Vm, VmFilter, VmList
+from sendense.hub.vms.schemas import ChangeVm, Disk, Vm, VmFilter, VmList
 
 EXCLUDED_BY_USER = "excluded by the user"
 CANDIDATES_SHOWN_MAX = 20  # enough to choose from; an estate of clones may have thousands
@@ -103,6 +103,7 @@ def show_vms(session: Session, rows: Sequence[VmRow]) -> list[Vm]:
             cpu_count=row.cpu_count,
             memory_bytes=row.memory_bytes,
             guest_os=row.guest_os,
+            networks=row.networks or [],
             tags=row.tags,
             disk_count=sum(disk.gone_at is None for disk in disks[row.id]),
             protected=row.id in backed_up,
@@ -153,56 +154,6 @@ def delete_vm(session: Session, vm_id: str) -> None:
             backups=count,
         )
     queries.delete_vm(session, vm_id)
-
-
-def tell_readiness(session: Session, vm_id: str, repository_id: str | None) -> Readiness:
-    """Say whether a VM's next backup can be incremental, disk by disk, and if not, why."""
-    vm = queries.get_vm(session, vm_id)
-    present = [disk for disk in queries.list_disks(session, [vm_id])[vm_id] if disk.gone_at is None]
-    disks = [_tell_disk(session, disk, repository_id) for disk in present]
-    reasons = []
-    if vm.gone_at is not None:
-        reasons.append("its source no longer has it")
-    if not any(disk.backup_possible for disk in disks):
-        reasons.append("no disk can be backed up")
-    possible = not reasons
-    reasons.extend(f"{disk.disk_id}: {disk.reason}" for disk in disks if disk.reason is not None)
-    return Readiness(
-        vm_id=vm_id,
-        repository_id=repository_id,
-        backup_possible=possible,
-        incremental_possible=possible
-        and all(disk.incremental_possible for disk in disks if disk.backup_possible),
-        reasons=reasons,
-        disks=disks,
-    )
-
-
-def _tell_disk(session: Session, disk: DiskRow, repository_id: str | None) -> DiskReadiness:
-    reason = excluded_reason(disk)
-    if reason is None and disk.capacity_bytes is None:
-        reason = "its source does not tell its capacity"
-    possible = reason is None
-    if possible and disk.tracking == Tracking.UNSUPPORTED:
-        reason = NO_TRACKING
-    if possible and reason is None and repository_id is not None:
-        parent = backups.find_parent(
-            session, vm_id=disk.vm_id, key=disk.key, repository_id=repository_id
-        )
-        if parent is None:
-            reason = "no backup of it in this repository yet"
-        elif parent.change_id is None:
-            reason = "nothing was tracked when its last backup was made"
-    return DiskReadiness(
-        disk_id=disk.disk_id,
-        index=disk.index,
-        backup_possible=possible,
-        incremental_possible=possible and reason is None,
-        reason=reason,
-    )
-
-
-NO_TRACKING = "the source has no change tracking: everything is read, only what is new is stored"
 
 
 def check_capacity(disk: DiskRow, vm: VmRow) -> int:

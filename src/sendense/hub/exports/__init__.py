@@ -1,0 +1,1 @@
+"""Exports of what the hub knows, into repositories, and back."""
