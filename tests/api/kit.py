@@ -4,40 +4,49 @@ Discovery and backups are done here as their workflows do them, with the same co
 and repositories, but in the test's own thread: what is tested is the API, not the engine.
 """
 
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import ExceptionContext, event, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import QueuePool
 
 from sendense.api import server
 from sendense.connectors import registry
 from sendense.core.clock import ManualClock
 from sendense.core.errors import Unavailable
-from sendense.core.ids import SeededIds
+from sendense.core.ids import SeededIds, SystemIds
+from sendense.db.base import Base
 from sendense.db.catalog import Catalog
 from sendense.db.tables import BackupRow, DiskRow, SourceRow
+from sendense.durable.lease import About, WorkerState
 from sendense.hub.backups import queries as backups
 from sendense.hub.backups.queries import BackupResult, DiskResult
 from sendense.hub.backups.schemas import BackupType
 from sendense.hub.context import Hub
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.schemas import JobStatus
+from sendense.hub.keyfile import KeyPlaces
 from sendense.hub.paths import USER_FOLDERS, AllowedDirs
 from sendense.hub.repositories import queries as repository_queries
+from sendense.hub.repositories import root_keys
 from sendense.hub.repositories import service as repositories
+from sendense.hub.sealing import Vault
 from sendense.hub.vms import queries as vms
 from sendense.repository.manifest import (
     DiskIdentity,
     DiskTotals,
+    Manifest,
     ManifestDraft,
     VmRecord,
 )
@@ -46,10 +55,21 @@ from sendense.repository.manifest import (
 )
 from sendense.repository.repository import NO_RESERVE, Repository
 from sendense.repository.storage.local import LocalStorage
+from tests.servers.process import wait_until
+from tests.unit.db.rows import FOREIGN_KEY, broken_rule
 
 DISK_BYTES = 1024 * 1024
 START_SECONDS_MAX = 10.0
 CHANGE_ID = "change-{}"
+WORKER = WorkerState(
+    worker_id="worker-1",
+    host="nas1",
+    pid=7,
+    about=About({"host": "nas1"}, "0.1.0"),
+    started_at=1_700_000_000.0,
+    beat_at=1_700_000_100.0,
+    age_seconds=1.5,
+)
 
 
 @dataclass
@@ -58,13 +78,22 @@ class RecordingStarter:
 
     started: list[tuple[str, str]] = field(default_factory=list)
     reachable: bool = True
+    required: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def start(self, workflow_name: str, workflow_id: str, *args: Any, priority: int) -> None:
+    def start(
+        self,
+        workflow_name: str,
+        workflow_id: str,
+        *args: Any,
+        priority: int,
+        required: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         assert not args, "a workflow finds everything by its job's id"
         assert priority > 0, "an unset priority is the highest"
         if not self.reachable:
             raise Unavailable("the job engine's database does not answer")
         self.started.append((workflow_name, workflow_id))
+        self.required[workflow_id] = dict(required)
 
 
 @dataclass
@@ -83,6 +112,7 @@ class Lab:
     data_dir: Path
     images: Path
     served: "Served"
+    recovery_keys: dict[str, str] = field(default_factory=dict)
 
     def image(self, name: str, size: int = DISK_BYTES) -> Path:
         """Make a sparse image file."""
@@ -112,6 +142,7 @@ class Lab:
                 session,
                 session.get_one(SourceRow, source_id),
                 found,
+                gone=vms.list_present_uuids(session, source_id) - {vm.uuid for vm in found},
                 ids=self.hub.ids,
                 now=self.clock.now(),
             )
@@ -131,7 +162,9 @@ class Lab:
         body = {"name": name, "type": "local", "config": {"path": str(path)}}
         answer = self.api.post("/repositories", json=body)
         assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
+        made = answer.json()
+        self.recovery_keys[made["id"]] = made["recovery_key"]
+        return str(made["id"])
 
     def start_backup(self, repository_id: str, **body: Any) -> dict[str, Any]:
         """Ask for a backup and return the answer."""
@@ -150,9 +183,15 @@ class Lab:
             jobs.begin(session, row.job_id or "", now=self.clock.now())
         self.clock.advance(10)
         storage = LocalStorage(Path(repository.config["path"]))
-        opened = Repository.open(storage, clock=self.clock, ids=self.hub.ids, reserve=NO_RESERVE)
+        opened = Repository.open(
+            storage,
+            root_key=root_keys.find(self.hub, repository),
+            clock=self.clock,
+            ids=self.hub.ids,
+            reserve=NO_RESERVE,
+        )
         try:
-            _commit(opened, row, disks)
+            made = _commit(opened, row, disks)
         finally:
             opened.close()
         result = BackupResult(
@@ -161,6 +200,7 @@ class Lab:
             moment="moment",
             warnings=(),
             skipped=(),
+            immutable_until=made.immutable_until,
             disks=tuple(
                 DiskResult(
                     key=disk.key,
@@ -202,17 +242,13 @@ class Lab:
     def count_rows(self) -> dict[str, int]:
         """Return the number of rows of each table: what a refused request must not change."""
         with self.hub.catalog.read() as session:
-            connection = session.connection()
-            names = connection.exec_driver_sql(
-                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
-            ).scalars()
             return {
-                name: connection.exec_driver_sql(f'SELECT count(*) FROM "{name}"').scalar_one()  # noqa: S608 - names of our own tables
-                for name in names.all()
+                name: session.scalar(select(func.count()).select_from(table)) or 0
+                for name, table in Base.metadata.tables.items()
             }
 
 
-def _commit(repository: Repository, row: BackupRow, disks: Sequence[Any]) -> None:
+def _commit(repository: Repository, row: BackupRow, disks: Sequence[Any]) -> Manifest:
     session_id = str(row.job_id)
     repository.begin_session(session_id)
     for disk in disks:
@@ -220,7 +256,7 @@ def _commit(repository: Repository, row: BackupRow, disks: Sequence[Any]) -> Non
         with repository.open_disk_writer(session_id, identity, moment="moment") as writer:
             writer.put_zero(0, writer.chunk_count)
             writer.finish(DiskTotals(ReadMode.FULL))
-    repository.commit(
+    return repository.commit(
         session_id,
         ManifestDraft(
             backup_id=row.id,
@@ -236,42 +272,71 @@ def _commit(repository: Repository, row: BackupRow, disks: Sequence[Any]) -> Non
     )
 
 
-def make_hub(folder: Path, template: Path) -> tuple[Hub, RecordingStarter, ManualClock]:
-    """Return a hub on a new folder, its catalog copied from a migrated, empty one."""
+def make_hub(folder: Path, catalog: Catalog) -> tuple[Hub, RecordingStarter, ManualClock]:
+    """Return a hub on a new folder and a migrated, empty catalog."""
     data_dir, images = folder / "data", folder / "images"
     images.mkdir()
     for name in USER_FOLDERS:
         (data_dir / name).mkdir(parents=True)
-    shutil.copyfile(template, data_dir / "catalog.sqlite")
     paths = AllowedDirs(data_dir, [images])
     starter, clock = RecordingStarter(), ManualClock()
     hub = Hub(
-        catalog=Catalog(f"sqlite:///{data_dir}/catalog.sqlite"),
+        catalog=catalog,
         paths=paths,
         starter=starter,
         clock=clock,
         ids=SeededIds(1),
         version="0.0.0",
-        open_storage=repositories.local_opener(paths),
-        open_source=lambda kind, config: registry.open_source(
-            kind, config, resolve=paths.resolve, scratch=folder / "scratch"
+        open_storage=repositories.storage_opener(paths),
+        open_source=lambda kind, config, credentials=None: registry.open_source(
+            kind,
+            config,
+            resolve=paths.resolve,
+            scratch=folder / "scratch",
+            credentials=credentials,
+            owner="hub-1",
         ),
-        check_source=lambda kind, config: registry.validate_config(
+        check_source=lambda kind, config, credentials=None: registry.validate_config(
+            kind, config, resolve=paths.resolve, credentials=credentials
+        ),
+        see_certificate=lambda kind, config: registry.see_certificate(
             kind, config, resolve=paths.resolve
         ),
-        count_workers=lambda: 1,
+        list_warnings=registry.list_warnings,
+        vault=Vault(KeyPlaces(data_dir, SystemIds()), SystemIds()),
+        list_workers=lambda _session: [(WORKER, True)],
+        list_running=lambda: {"worker-1": {"job-1"}},
+        lease_seconds=60.0,
     )
     return hub, starter, clock
 
 
 @contextmanager
-def open_lab(folder: Path, template: Path, served: "Served") -> Iterator[Lab]:
-    """Let the running server serve a new hub until the block ends."""
-    hub, starter, clock = make_hub(folder, template)
+def open_lab(folder: Path, catalog: Catalog, served: "Served") -> Iterator[Lab]:
+    """Let the running server serve a new hub until the block ends.
+
+    Whatever is asked of it, it must never write rows in an order that a foreign key forbids.
+    """
+    hub, starter, clock = make_hub(folder, catalog)
+    broken: list[str] = []
+
+    def note(context: ExceptionContext) -> None:
+        error = context.sqlalchemy_exception
+        if isinstance(error, IntegrityError) and broken_rule(error) == FOREIGN_KEY:
+            broken.append(str(error))
+
+    event.listen(catalog.engine, "handle_error", note)
     served.app.state.hub = hub
     with httpx.Client(base_url=f"{served.url}/api/v1", timeout=30) as api:
         yield Lab(hub, api, starter, clock, folder / "data", folder / "images", served)
-    hub.catalog.close()
+    # A listener that has left is noticed at the server's next look; until then it may ask again.
+    pool = catalog.engine.pool
+    assert isinstance(pool, QueuePool), "each database gets one"
+    listeners = served.app.state.listeners
+    wait_until(lambda: not len(listeners), START_SECONDS_MAX, "the last listener's end")
+    wait_until(lambda: pool.checkedout() == 0, START_SECONDS_MAX, "the last request")
+    event.remove(catalog.engine, "handle_error", note)
+    assert broken == []
 
 
 @dataclass(frozen=True)

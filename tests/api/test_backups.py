@@ -1,10 +1,16 @@
+import itertools
 from typing import Any
 
 import pytest
 
+from sendense.core.errors import NotFound
 from sendense.hub.backups import queries as backups
 from sendense.hub.jobs import queries as jobs
 from sendense.hub.jobs.schemas import JobStatus
+from sendense.hub.repositories import root_keys
+from sendense.hub.repositories.queries import get_repository
+from sendense.repository.repository import Repository
+from sendense.repository.storage.local import LocalStorage
 from tests.api.kit import CHANGE_ID, DISK_BYTES, Lab, check_problem, later
 
 
@@ -177,12 +183,15 @@ def fail(lab: Lab, accepted: dict[str, Any]) -> None:
 def test_backups_are_listed_newest_first_and_in_pages(lab: Lab) -> None:
     lab.add_vm(disks=1)
     repository_id = lab.add_repository()
-    made = [lab.back_up(repository_id) for _ in range(3)]
+    newest_first = [lab.back_up(repository_id, tags={"tier": "gold"}) for _ in range(5)][::-1]
     listed = lab.api.get("/backups").json()
-    assert [backup["backup_id"] for backup in listed["backups"]] == made[::-1]
-    page = lab.api.get("/backups", params={"limit": 1, "offset": 1}).json()
-    assert [backup["backup_id"] for backup in page["backups"]] == [made[1]]
-    assert page["total"] == 3
+    assert [backup["backup_id"] for backup in listed["backups"]] == newest_first
+    for limit, offset in itertools.product(range(1, 7), range(7)):
+        for more in ({}, {"tag": "tier=gold"}):
+            params: dict[str, str | int] = {"limit": limit, "offset": offset, **more}
+            page = lab.api.get("/backups", params=params).json()
+            found = [backup["backup_id"] for backup in page["backups"]]
+            assert (found, page["total"]) == (newest_first[offset : offset + limit], 5), params
 
 
 def test_each_filter_leaves_what_it_names(lab: Lab) -> None:
@@ -230,6 +239,8 @@ def test_each_filter_leaves_what_it_names(lab: Lab) -> None:
         {"status": "gone"},
         {"backup_type": "differential"},
         {"created_after": "yesterday"},
+        {"created_after": "1700000000"},
+        {"created_after": "6.8e-93"},
         {"created_after": "0001-01-01T00:00:00+14:00"},
         {"tag": '"; drop table'},
         {"tag": "a" * 64},
@@ -463,15 +474,14 @@ def test_a_deleted_backup_is_gone_and_the_chain_follows(lab: Lab) -> None:
 
 
 def test_deleting_reaches_the_repository_itself(lab: Lab) -> None:
-    from sendense.core.errors import NotFound
-    from sendense.repository.repository import Repository
-    from sendense.repository.storage.local import LocalStorage
-
     lab.add_vm(disks=1)
-    backup_id = lab.back_up(lab.add_repository())
+    repository_id = lab.add_repository()
+    backup_id = lab.back_up(repository_id)
     lab.api.delete(f"/backups/{backup_id}")
     storage = LocalStorage(lab.data_dir / "backups" / "main")
-    opened = Repository.open(storage, clock=lab.clock, ids=lab.hub.ids)
+    with lab.hub.catalog.read() as session:
+        root_key = root_keys.find(lab.hub, get_repository(session, repository_id))
+    opened = Repository.open(storage, root_key=root_key, clock=lab.clock, ids=lab.hub.ids)
     with pytest.raises(NotFound):
         opened.get_backup(backup_id)
     opened.close()

@@ -1,13 +1,20 @@
 import asyncio
 import http.client
 import json
+import threading
+import time
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
+from sendense.api import health
 from sendense.api.gate import BODY_BYTES_MAX, Gate
+from sendense.core.errors import Unavailable
 from tests.api.kit import Lab, check_problem
+from tests.servers.process import wait_until
+
+WAIT_SECONDS = 30  # a deadline for what hangs, not a time it takes
 
 
 @pytest.mark.parametrize(
@@ -203,6 +210,29 @@ def test_a_catalog_that_does_not_answer_is_no_bug(lab: Lab) -> None:
     check_problem(lab.api.get("/health"), 503, "unhealthy")
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/vms", 200), ("/health", 200), ("/backups/none", 404), ("/restores/x/cancel", 405)],
+)
+def test_head_is_answered_as_get_is_without_the_body(lab: Lab, path: str, status: int) -> None:
+    head, get = lab.api.head(path), lab.api.get(path)
+    assert head.status_code == get.status_code == status
+    assert head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if "request_id" not in get.text:  # which differs, but not in its length
+        assert head.headers["content-length"] == get.headers["content-length"]
+    scraped = lab.api.get(f"{lab.served.url}/metrics").text
+    assert 'method="HEAD"' in scraped
+
+
+def test_head_of_what_never_ends_ends_at_once(lab: Lab) -> None:
+    answer = lab.api.head("/jobs/events")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    feeds = lab.served.app.state.listeners._feeds
+    wait_until(lambda: len(feeds) == 0, WAIT_SECONDS, "its listener to be forgotten")
+
+
 # Health.
 
 
@@ -223,7 +253,7 @@ def test_what_is_wrong_is_named(lab: Lab) -> None:
     lab.add_vm(disks=1)
     repository_id = lab.add_repository()
     lab.start_backup(repository_id)
-    lab.replace_hub(count_workers=lambda: 0)
+    lab.replace_hub(list_workers=lambda _session: [])
     folder = lab.data_dir / "backups" / "main"
     folder.rename(folder.with_name("away"))
     document = check_problem(lab.api.get("/health"), 503, "unhealthy")
@@ -241,3 +271,26 @@ def test_a_disabled_repository_does_not_make_the_hub_ill(lab: Lab) -> None:
     folder = lab.data_dir / "backups" / "main"
     folder.rename(folder.with_name("away"))
     assert lab.api.get("/health").status_code == 200
+
+
+def test_health_waits_once_however_many_repositories_hang(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "ANSWER_SECONDS_MAX", 0.5)
+    for number in range(16):
+        lab.add_repository(f"main{number}")
+    released = threading.Event()
+
+    def hang(*_: Any) -> Any:
+        assert released.wait(WAIT_SECONDS)
+        raise Unavailable("the server of this storage does not answer")
+
+    lab.replace_hub(open_storage=hang)
+    started = time.monotonic()
+    try:
+        document = check_problem(lab.api.get("/health"), 503, "unhealthy")
+    finally:
+        released.set()
+    # One wait for each would be 8 s; the rest is for a busy machine.
+    assert time.monotonic() - started < 5
+    assert len(document["problems"]) == 16

@@ -65,7 +65,8 @@ def test_a_job_shows_its_steps_log_and_error(lab: Lab, accepted: dict[str, Any])
         ("take_snapshot", "failed"),
     ]
     assert shown["steps"][1]["error"]["kind"] == "source-unreachable"
-    assert shown["log"][0]["message"] == "the guest agent did not answer"
+    assert shown["log"][0]["message"].startswith("asked for by request ")
+    assert shown["log"][1]["message"] == "the guest agent did not answer"
     assert shown["error"]["hint"] == "start it"
 
 

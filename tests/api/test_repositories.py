@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from sendense.core.errors import Denied
+from sendense.hub.jobs import queries as jobs
+from sendense.hub.jobs.schemas import JobStatus
 from sendense.hub.repositories import queries
 from sendense.repository.storage.base import Buffer, Capacity
 from sendense.repository.storage.local import LocalStorage
@@ -47,7 +49,10 @@ def test_a_repository_is_made_where_its_folder_is_missing(lab: Lab) -> None:
     assert made["enabled"] is True
     assert made["free_bytes"] > 0
     assert made["warnings"] == []
+    assert made["encrypted"] is True
+    assert made["recovery_key"].startswith("SENDENSE-1-")
     assert (path / "sendense.json").is_file()
+    del made["recovery_key"]
     assert lab.api.get(f"/repositories/{made['id']}").json() == made
     listed = lab.api.get("/repositories").json()
     assert listed == {"repositories": [made], "total": 1}
@@ -122,7 +127,9 @@ def test_an_existing_repository_is_adopted_with_a_word_on_its_backups(lab: Lab) 
     )
     assert document["repository_id"] == repository_id
     forget_rows(lab, repository_id)
-    adopted = lab.api.post("/repositories", json=body(path, "again"))
+    adopted = lab.api.post(
+        "/repositories", json=body(path, "again", recovery_key=lab.recovery_keys[repository_id])
+    )
     assert adopted.status_code == 201
     assert "holds 1 backups" in adopted.json()["warnings"][0]
     assert backup_id not in lab.api.get("/backups").text
@@ -188,7 +195,8 @@ def test_paths_outside_the_allowed_places_are_refused(
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"type": "s3"}, "type"),
+        ({"type": "tape"}, "type"),
+        ({"type": "s3", "config": {}}, "config.url"),
         ({"name": ""}, "name"),
         ({"name": "x" * 256}, "name"),
         ({"config": {}}, "config.path"),
@@ -341,8 +349,67 @@ def test_a_check_is_started_as_a_job(lab: Lab) -> None:
     assert lab.starter.started == [("check_repository", job["job_id"])]
 
 
-@pytest.mark.parametrize("path", ["", "/test", "/storage", "/check"])
+def test_an_import_is_started_as_a_job_and_started_again(lab: Lab) -> None:
+    repository_id = lab.add_repository()
+    answer = lab.api.post(f"/repositories/{repository_id}/import")
+    assert answer.status_code == 202
+    job_id = answer.json()["job_id"]
+    job = lab.api.get(f"/jobs/{job_id}").json()
+    assert (job["kind"], job["subject"]) == ("import", {"repository_id": repository_id})
+    assert lab.starter.started == [("import_repository", job_id)]
+    with lab.hub.catalog.write() as session:
+        jobs.finish(session, job_id, JobStatus.CANCELLED, now=lab.clock.now())
+    assert lab.api.post(f"/jobs/{job_id}/retry").status_code == 202
+    assert [name for name, _ in lab.starter.started] == ["import_repository"] * 2
+
+
+def test_a_verification_is_started_as_a_job_and_started_again(lab: Lab) -> None:
+    repository_id = lab.add_repository()
+    wanted = {"level": 3, "bytes_max": 1024, "seconds_max": 9.5}
+    answer = lab.api.post(f"/repositories/{repository_id}/verify", json=wanted)
+    assert (answer.status_code, answer.json()["repository_id"]) == (202, repository_id)
+    job_id = answer.json()["job_id"]
+    job = lab.api.get(f"/jobs/{job_id}").json()
+    assert (job["kind"], job["subject"]) == ("verify", {"repository_id": repository_id, **wanted})
+    assert lab.starter.started == [("verify_repository", job_id)]
+    with lab.hub.catalog.write() as session:
+        jobs.finish(session, job_id, JobStatus.FAILED, now=lab.clock.now())
+    again = lab.api.post(f"/jobs/{job_id}/retry")
+    retried = lab.api.get(f"/jobs/{again.json()['job_id']}").json()
+    assert retried["subject"] == {"repository_id": repository_id, **wanted}
+    refused = lab.api.post(f"/repositories/{repository_id}/verify", json={"level": 5})
+    check_problem(refused, 422, "fields-invalid")
+
+
+def test_a_collection_is_started_as_a_job_and_started_again(lab: Lab) -> None:
+    repository_id = lab.add_repository()
+    wanted = {"preview": False, "now": True, "confirmed": True, "deletes_per_second": 9.5}
+    answer = lab.api.post(f"/repositories/{repository_id}/gc", json=wanted)
+    assert (answer.status_code, answer.json()["repository_id"]) == (202, repository_id)
+    job_id = answer.json()["job_id"]
+    job = lab.api.get(f"/jobs/{job_id}").json()
+    assert (job["kind"], job["subject"]) == ("gc", {"repository_id": repository_id, **wanted})
+    assert lab.starter.started == [("collect_garbage", job_id)]
+
+    second = lab.api.post(f"/repositories/{repository_id}/gc")
+    assert check_problem(second, 409, "gc-running")["job_id"] == job_id
+    preview = lab.api.post(f"/repositories/{repository_id}/gc", json={"preview": True})
+    assert preview.status_code == 202
+
+    with lab.hub.catalog.write() as session:
+        jobs.finish(session, job_id, JobStatus.FAILED, now=lab.clock.now())
+    again = lab.api.post(f"/jobs/{job_id}/retry")
+    assert again.status_code == 202
+    retried = lab.api.get(f"/jobs/{again.json()['job_id']}").json()
+    assert retried["subject"] == {"repository_id": repository_id, **wanted}
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/test", "/storage", "/check", "/gc", "/verify", "/import", "/keys", "/hub-export"]
+)
 def test_an_unknown_repository_is_not_found(lab: Lab, path: str) -> None:
-    method = "POST" if path in {"/test", "/check"} else "GET"
+    method = (
+        "POST" if path in {"/test", "/check", "/gc", "/verify", "/import", "/hub-export"} else "GET"
+    )
     answer = lab.api.request(method, f"/repositories/repo-local-1{path}")
     check_problem(answer, 404, "repository-unknown")

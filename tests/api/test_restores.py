@@ -47,7 +47,7 @@ def test_a_restore_is_accepted_and_shown(lab: Lab, backup_id: str) -> None:
     assert shown["status"] == "pending"
     assert shown["backup_id"] == backup_id
     assert shown["disk_id"] == "disk-2000"
-    assert shown["target"] == {"type": "file", "path": str(path), "format": "raw"}
+    assert shown["target"] == {"type": "file", "path": str(path), "format": "raw", "host": None}
     assert shown["total_bytes"] == DISK_BYTES
     listed = lab.api.get("/restores", params={"backup_id": backup_id}).json()
     assert listed == {"restores": [shown], "total": 1}
@@ -171,6 +171,14 @@ def test_only_a_completed_backup_is_restored(lab: Lab, backup_id: str) -> None:
     refuse(lab, body(backup_id, path), 404, "backup-unknown")
 
 
+def test_a_vm_of_a_source_that_takes_nothing_back_is_refused(lab: Lab, backup_id: str) -> None:
+    (vm,) = lab.api.get("/vms").json()["vms"]
+    target = {"type": "vm", "vm_id": vm["id"]}
+    asked = {"backup_id": backup_id, "disk_id": 0, "target": target, "overwrite": True}
+    refuse(lab, asked, 422, "target-unsupported")
+    refuse(lab, {**asked, "target": {**target, "vm_id": "vm-unknown"}}, 404, "vm-unknown")
+
+
 def test_a_backup_that_is_being_read_is_not_deleted(lab: Lab, backup_id: str) -> None:
     accepted = lab.api.post("/restores", json=body(backup_id, lab.images / "x.raw")).json()
     document = check_problem(lab.api.delete(f"/backups/{backup_id}"), 409, "backup-in-use")
@@ -182,7 +190,9 @@ def test_a_backup_that_is_being_read_is_not_deleted(lab: Lab, backup_id: str) ->
     [
         ({"backup_id": 1}, "backup_id"),
         ({"target": {"type": "file"}}, "target.path"),
-        ({"target": {"type": "vm", "path": "/x"}}, "target.type"),
+        ({"target": {"type": "tape", "path": "/x"}}, "target.type"),
+        ({"target": {"path": "/x"}}, "target.type"),
+        ({"target": {"type": "vm"}}, "target.vm_id"),
         ({"target": {"type": "file", "path": "/x", "format": "vmdk"}}, "target.format"),
         ({"target": {"type": "file", "path": "/x", "mode": 1}}, "target.mode"),
         ({"overwrite": "yes"}, "overwrite"),

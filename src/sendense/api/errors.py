@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from sendense.api import fields
@@ -25,6 +24,7 @@ from sendense.core.errors import (
     Unavailable,
 )
 from sendense.hub.problem import MEDIA_TYPE, TYPE_PREFIX
+from sendense.hub.tracing import current_request_id
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ def _document(  # noqa: PLR0913 - the fields of a problem document
     }
     if errors:
         content["errors"] = list(errors)
+    if (request_id := current_request_id()) is not None:
+        content["request_id"] = request_id
     return JSONResponse(
         {**(more or {}), **content},
         status_code=int(status),
@@ -105,8 +107,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SendenseError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(SQLAlchemyError, _on_database)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 def _on_error(request: Request, error: Exception) -> JSONResponse:
@@ -146,34 +146,9 @@ def _on_http(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _on_database(request: Request, error: Exception) -> JSONResponse:
-    """A catalog that does not answer is no bug of the request."""
-    _log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
-    if isinstance(error, DBAPIError) and error.statement is not None and not _is_away(error):
-        return _bug()
-    return respond(
-        Unavailable(
-            "the catalog does not answer",
-            kind="catalog-unavailable",
-            hint="try again; if it lasts, look at the disk of the data directory",
-        )
-    )
-
-
-def _is_away(error: DBAPIError) -> bool:
-    """Whether the database itself, not the statement, is the matter."""
-    text = str(error.orig).lower()
-    return error.connection_invalidated or any(
-        word in text for word in ("locked", "unable to open", "disk", "full", "readonly")
-    )
-
-
-def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s is broken", request.method, request.url.path, exc_info=error)
-    return _bug()
-
-
-def _bug() -> JSONResponse:
+def respond_to_bug(method: str, path: str, error: Exception) -> JSONResponse:
+    """Log a defect of ours in full, and return an answer that tells nothing of it."""
+    _log.error("%s %s is broken", method, path, exc_info=error)
     return _document(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "internal-error",

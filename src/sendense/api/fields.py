@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sendense.hub.restores.schemas import TargetType
+
 REASON_LENGTH_MAX = 500  # a refused value is repeated in some reasons; an answer stays readable
 BODY = "body"  # the name for what is wrong with a body as a whole
 _PLACES = frozenset({BODY, "query", "path", "header"})
@@ -30,6 +32,8 @@ _REASONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "model_type": lambda _: "must be a JSON object",
     "list_type": lambda _: "must be a JSON array",
     "enum": lambda limits: f"must be {limits['expected']}",
+    "union_tag_invalid": lambda limits: f"must be one of {limits['expected_tags']}",
+    "union_tag_not_found": lambda _: "is missing",
     "greater_than": lambda limits: f"must be greater than {limits['gt']}",
     "greater_than_equal": lambda limits: f"must be at least {limits['ge']}",
     "less_than_equal": lambda limits: f"must be at most {limits['le']}",
@@ -37,6 +41,8 @@ _REASONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "datetime_parsing": lambda _: _MOMENT,
     "datetime_type": lambda _: _MOMENT,
 }
+# Fields whose `type` chooses what else they hold.
+_MEMBERS = {"target": frozenset(TargetType)}
 _MOMENT = "must be a time in ISO 8601, such as 2026-01-02T03:04:05Z"
 _PLURALS = {"entry": "entries", "character": "characters"}
 
@@ -58,6 +64,10 @@ def _describe(found: Mapping[str, Any]) -> tuple[str, str]:
     if place and place[0] in _PLACES:
         # Of a parameter that may be repeated nobody counts which one it was.
         place = place[1:] if place[0] == BODY else place[1:2]
+    if len(place) > 1 and place[1] in _MEMBERS.get(place[0], frozenset()):
+        del place[1]  # pydantic's word for what the field's `type` chose
+    if found["type"].startswith("union_tag"):
+        place.append("type")
     say = _REASONS.get(found["type"])
     reason = str(found["msg"]) if say is None else say(found.get("ctx", {}))
     if place and place[-1] == _KEY:

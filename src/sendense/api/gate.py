@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sendense.api import errors
-from sendense.core.errors import Denied, Invalid, SendenseError
+from sendense.core.errors import Denied, Invalid, NotFound, SendenseError
 
 BODY_BYTES_MAX = 1024 * 1024  # the largest body, a source with 1000 VMs, is half of it
 # A body comes at once or in a moment; whoever trickles it holds a connection and a file handle.
@@ -73,6 +73,7 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             self._check_host(headers)
+            _check_path(scope["path"])
             _check_origin(scope["method"], headers)
             body = await self._read_body(headers, receive)
             _check_json(headers, body)
@@ -81,7 +82,19 @@ class Gate:
             response = errors.respond(error, headers={"Connection": "close"})
             await response(scope, receive, send_guarded)
             return
-        await self._app(scope, _replay(body, receive), send_guarded)
+        if scope["method"] == "HEAD":
+            await self._answer_head(scope, body, send_guarded)
+        else:
+            await self._app(scope, _replay(body, receive), send_guarded)
+
+    async def _answer_head(self, scope: Scope, body: bytes, send: Send) -> None:
+        """Answer HEAD as GET would be answered, without the body: so no route needs to know it."""
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, *_cut_body(body, send))
+        finally:
+            if "route" in inner:  # what the request is counted by
+                scope["route"] = inner["route"]
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         try:
@@ -106,6 +119,12 @@ def _without_port(host: str) -> str:
     """Return the name of a Host header; brackets of an IPv6 address stay."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdigit() else host.lower()
+
+
+def _check_path(path: str) -> None:
+    """Raise NotFound for a path with a NUL, which no name holds and PostgreSQL takes in no text."""
+    if "\0" in path:
+        raise NotFound("there is nothing at a path with a NUL", kind="path-unknown")
 
 
 def _check_origin(method: str, headers: Headers) -> None:
@@ -171,6 +190,26 @@ def _check_json(headers: Headers, body: bytes) -> None:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _cut_body(body: bytes, send: Send) -> tuple[Receive, Send]:
+    """Return what gives the body and takes the answer, of which only the head goes out.
+
+    Whoever answers without end, as events do, is told then that the client went away.
+    """
+    begun = asyncio.Event()
+
+    async def receive_end() -> Message:
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            begun.set()
+
+    return _replay(body, receive_end), send_head
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,14 +1,15 @@
 """Is the product well? Version, database, workers, repositories, waiting jobs."""
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import datetime
 
 from fastapi import APIRouter, Request
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from sendense.core.errors import SendenseError, Unavailable
+from sendense.db.failure import CatalogUnavailable
 from sendense.db.tables import RepositoryRow
 from sendense.hub import problem
 from sendense.hub.context import Hub, HubOf
@@ -58,11 +59,12 @@ class Prober:
             running = self._running.get(row.id)
             if running is None or running.done():
                 self._running[row.id] = self._threads.submit(_find_trouble, hub, row)
-        return [self._collect(row) for row in rows]
+        deadline = time.monotonic() + ANSWER_SECONDS_MAX  # for all: several may hang
+        return [self._collect(row, deadline) for row in rows]
 
-    def _collect(self, row: RepositoryRow) -> RepositoryHealth:
+    def _collect(self, row: RepositoryRow, deadline: float) -> RepositoryHealth:
         try:
-            trouble = self._running[row.id].result(timeout=ANSWER_SECONDS_MAX)
+            trouble = self._running[row.id].result(timeout=max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError:
             trouble = f"does not answer within {ANSWER_SECONDS_MAX:.0f} s"
         return RepositoryHealth(
@@ -108,9 +110,9 @@ def examine(hub: Hub, prober: Prober) -> Health:
             oldest = jobs.find_oldest_pending(session)
         workers = hub.count_workers()
         database = "ok"
-    except SQLAlchemyError as error:
+    except CatalogUnavailable as error:
         database = "unreachable"
-        problems.append(f"the database does not answer: {type(error).__name__}")
+        problems.append(error.message)
     else:
         if workers == 0:
             problems.append("no worker is alive")

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from sendense.api import docs, errors, health
+from sendense.api import docs, errors, health, metrics
 from sendense.api.gate import Gate
+from sendense.api.requests import Requests
 from sendense.hub import retries
 from sendense.hub.backups import routes as backups
 from sendense.hub.context import Hub
@@ -19,6 +20,7 @@ from sendense.hub.repositories import routes as repositories
 from sendense.hub.restores import routes as restores
 from sendense.hub.sources import routes as sources
 from sendense.hub.vms import routes as vms
+from sendense.hub.workers import routes as workers
 
 BASE_PATH = "/api/v1"
 DOCS_PATH = f"{BASE_PATH}/docs"
@@ -62,6 +64,7 @@ def create_app(hub: Hub, *, hosts: Collection[str] = LOOPBACK_HOSTS) -> FastAPI:
     app.state.hub = hub
     app.state.prober = prober
     app.state.listeners = events.Listeners()
+    app.state.metrics = metrics.Metrics()
     errors.install(app)
     api = APIRouter(prefix=BASE_PATH)
     for router in (
@@ -72,6 +75,7 @@ def create_app(hub: Hub, *, hosts: Collection[str] = LOOPBACK_HOSTS) -> FastAPI:
         restores.router,
         jobs.router,
         retries.router,
+        workers.router,
         health.router,
         docs.router,
     ):
@@ -80,7 +84,10 @@ def create_app(hub: Hub, *, hosts: Collection[str] = LOOPBACK_HOSTS) -> FastAPI:
     app.add_api_route(
         "/health", health.get_health, include_in_schema=False, response_model=health.Health
     )
+    app.add_api_route("/metrics", metrics.get_metrics, include_in_schema=False)
     app.add_middleware(Gate, hosts=hosts, policies={DOCS_PATH: docs.POLICY})
+    # The last one added is the outermost.
+    app.add_middleware(Requests, metrics=app.state.metrics, base_path=BASE_PATH)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     return app
 

@@ -196,9 +196,29 @@ def delete(
         asked = f"of VM {data.get('vm_name')} from {text.moment(data.get('created_at'))} UTC"
         session.output.confirm(f"Delete backup {backup} {asked}?", yes=yes)
     answer = session.api.delete("backups", backup)
-    if session.answered(answer):
-        return
-    session.output.line(f"backup {backup} deleted")
+    session.tell(answer, f"backup {backup} deleted")
+
+
+@command(
+    app,
+    "hold",
+    examples=["sendense backup hold backup-web1-20260101t000000z-ab12 --why 'case 7/2026'"],
+)
+def hold(
+    session: Session,
+    backup: BackupArgument,
+    why: Annotated[str, typer.Option(help="For people; the refusal to delete repeats it.")] = "",
+) -> None:
+    """Let nobody delete a backup until it is released."""
+    answer = session.api.post("backups", backup, "hold", body={"why": why})
+    session.tell(answer, f"backup {backup} is held")
+
+
+@command(app, "release", examples=["sendense backup release backup-web1-20260101t000000z-ab12"])
+def release(session: Session, backup: BackupArgument) -> None:
+    """Let a held backup go: it can be deleted again."""
+    answer = session.api.delete("backups", backup, "hold")
+    session.tell(answer, f"backup {backup} is not held")
 
 
 @command(app, "cancel", examples=["sendense backup cancel backup-web1-20260101t000000z-ab12"])
@@ -206,9 +226,7 @@ def cancel(session: Session, backup: BackupArgument) -> None:
     """Stop a backup that waits or runs; nothing of it is kept."""
     job_id = session.api.get("backups", backup).data.get("job_id")
     answer = session.api.post("jobs", str(job_id), "cancel")
-    if session.answered(answer):
-        return
-    session.output.line(f"backup {backup} is being cancelled")
+    session.tell(answer, f"backup {backup} is being cancelled")
 
 
 def print_backups(session: Session, data: dict[str, Any]) -> None:
@@ -277,6 +295,14 @@ def _print_result(session: Session, backup: dict[str, Any]) -> None:
         session.output.warn(warning)
 
 
+def _moment(value: object) -> str | None:
+    return text.moment(value) if value else None
+
+
+def _hold(hold: dict[str, Any] | None) -> str | None:
+    return f"{hold['who']}: {hold['why']}" if hold else None
+
+
 def _print_backup(session: Session, backup: dict[str, Any]) -> None:
     message, hint = waiting.read_error(backup.get("error"))
     session.output.facts(
@@ -303,6 +329,8 @@ def _print_backup(session: Session, backup: dict[str, Any]) -> None:
             ("Deduplicated", text.size(backup.get("bytes_deduplicated"))),
             ("Rate", text.rate(backup.get("transfer_speed_bps"))),
             ("Verified", text.listing(backup.get("verification") or "never")),
+            ("Immutable until", _moment(backup.get("immutable_until"))),
+            ("Held by", _hold(backup.get("hold"))),
             ("Tags", text.listing(backup["tags"]) if backup.get("tags") else None),
             ("Job", backup.get("job_id")),
         ]

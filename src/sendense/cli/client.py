@@ -131,6 +131,16 @@ class Api:
             raise self._not_answering(error) from error
         return _read(response)
 
+    def get_metrics(self) -> str:
+        """Return the server's figures, in Prometheus's format. Raises Failure."""
+        try:
+            response = self._client.get(f"{self.url}/metrics", headers={"accept": "text/plain"})
+        except httpx.TransportError as error:
+            raise self._not_answering(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise failure.from_response(response)
+        return response.text
+
     def _not_answering(self, error: httpx.TransportError) -> failure.Failure:
         if isinstance(error, httpx.TimeoutException):
             return failure.unavailable(

@@ -41,6 +41,11 @@ class Session:
             self.output.json(answer.text)
         return self.output.as_json
 
+    def tell(self, answer: Answer, line: str) -> None:
+        """Print the answer's body where that is wanted, else one line that says what was done."""
+        if not self.answered(answer):
+            self.output.line(line)
+
     def close(self) -> None:
         """Close the connection, if there was one."""
         if self._api is not None:

@@ -104,18 +104,17 @@ def doctor(
             help="The server's data directory to look at; by default as `sendense serve` takes it.",
         ),
     ] = None,
+    vddk_libdir: Annotated[
+        Path | None,
+        typer.Option("--vddk-libdir", help="The unpacked VDDK that sources of vSphere name."),
+    ] = None,
 ) -> None:
     """Check this machine and the server; name the licences of optional parts.
 
     Exits with 1 if something is wrong that keeps the product from working; what is only missing
     for optional features is listed and does not count.
     """
-    checks = [
-        _check_python(),
-        *(_check_program(program) for program in PROGRAMS),
-        *_check_settings(data_dir),
-        _check_server(session),
-    ]
+    checks = look(session, data_dir, vddk_libdir)
     healthy = all(check.verdict is not Verdict.FAILED for check in checks)
     if session.output.as_json:
         document = {
@@ -128,6 +127,17 @@ def doctor(
         _print(session, checks)
     if not healthy:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def look(session: Session, data_dir: Path | None, vddk_libdir: Path | None = None) -> list[Check]:
+    """Return what there is on this machine, and how the server is."""
+    return [
+        _check_python(),
+        *(_check_program(program) for program in PROGRAMS),
+        *_check_vsphere(vddk_libdir),
+        *_check_settings(data_dir),
+        _check_server(session),
+    ]
 
 
 def _print(session: Session, checks: list[Check]) -> None:
@@ -188,6 +198,15 @@ def _check_program(program: Program) -> Check:
     return Check(program.name, Verdict.OK, version, program.needed_for, program.licence)
 
 
+def _check_vsphere(libdir: Path | None) -> Iterator[Check]:
+    from sendense.cli import doctor_vsphere  # the connector: other commands need none of it
+
+    for found in doctor_vsphere.look(libdir):
+        verdict = Verdict.OK if found.version else Verdict.MISSING
+        said = found.version or found.said
+        yield Check(found.name, verdict, said, found.needed_for, found.licence, found.hint)
+
+
 def _read_version(place: str) -> str | None:
     """Return the version a program tells, its path where it tells none, None where it fails."""
     flag = "-V" if Path(place).name.startswith("mkfs") else "--version"
@@ -211,10 +230,10 @@ def _read_version(place: str) -> str | None:
 
 def _check_settings(data_dir: Path | None) -> Iterator[Check]:
     """Look at the environment's settings, then at the data directory."""
-    from sendense.cli import options  # pydantic: costs every other command 0.1 s
+    from sendense.cli import effective_settings  # pydantic: costs every other command 0.1 s
 
     try:
-        place = data_dir or options.read_settings().data_dir
+        place = data_dir or effective_settings.read_settings().data_dir
     except Invalid as error:
         yield Check("settings", Verdict.FAILED, error.message, hint=error.hint)
         return

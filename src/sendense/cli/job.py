@@ -31,6 +31,10 @@ class JobKind(StrEnum):
     RESTORE = "restore"
     DISCOVERY = "discovery"
     CHECK = "check"
+    IMPORT = "import"
+    GC = "gc"
+    VERIFY = "verify"
+    HUB_EXPORT = "hub_export"
 
 
 @command(app, "list", examples=["sendense job list", "sendense job list --status running"])
@@ -71,6 +75,9 @@ def list_jobs(
         ],
     )
     session.output.shown(len(entries), answer.data)
+    for entry in entries:
+        if entry.get("waiting_reason"):
+            session.output.warn(f"job {entry.get('job_id')} waits: {entry['waiting_reason']}")
 
 
 @command(app, "show", examples=["sendense job show job-0123456789abcdef"])
@@ -86,9 +93,7 @@ def show(session: Session, job: JobArgument) -> None:
 def cancel(session: Session, job: JobArgument) -> None:
     """Ask a job to stop; it cleans up after itself."""
     answer = session.api.post("jobs", job, "cancel")
-    if session.answered(answer):
-        return
-    session.output.line(f"job {job} is being cancelled")
+    session.tell(answer, f"job {job} is being cancelled")
 
 
 @command(app, "retry", examples=["sendense job retry job-0123456789abcdef"])
@@ -126,6 +131,7 @@ def _print_job(session: Session, job: dict[str, Any]) -> None:
             ("Hint", hint),
             ("Progress", text.percent(job.get("progress_percent"))),
             ("Phase", job.get("current_phase")),
+            ("Waits", job.get("waiting_reason")),
             ("Done", _done(job)),
             ("Result", text.listing(job["result"]) if job.get("result") else None),
             ("Attempts", job.get("attempts")),

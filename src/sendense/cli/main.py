@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 import sendense
-from sendense.cli import backup, doctor, job, output, repository, restore, source, vm
+from sendense.cli import (
+    backup,
+    config,
+    doctor,
+    hub,
+    job,
+    output,
+    repository,
+    restore,
+    source,
+    support_bundle,
+    vm,
+    worker,
+)
 from sendense.cli.failure import ExitCode, usage
 
 app = typer.Typer(
@@ -42,12 +55,25 @@ def _root(
     """Back up virtual machines without an agent, and get them back."""
 
 
-for _group in (source, vm, repository, backup, restore, job):
+for _group in (source, vm, repository, backup, restore, job, worker, hub, config):
     app.add_typer(_group.app)
 doctor.register(app)
+support_bundle.register(app)
 
 _CLIENT_COMMANDS = frozenset(
-    {"source", "vm", "repository", "backup", "restore", "job", "doctor", "--version"}
+    {
+        "source",
+        "vm",
+        "repository",
+        "backup",
+        "restore",
+        "job",
+        "worker",
+        "hub",
+        "config",
+        "doctor",
+        "--version",
+    }
 )
 
 
@@ -57,9 +83,7 @@ def register_servers() -> None:
 
     They bring the whole server, which takes a second to load; a request to it takes milliseconds.
     """
-    for name in ("serve", "worker"):
-        module = import_module(f"sendense.cli.{name}")
-        app.command(name)(getattr(module, name))
+    app.command("serve")(import_module("sendense.cli.serve").serve)
 
 
 def _may_want_servers(arguments: list[str]) -> bool:

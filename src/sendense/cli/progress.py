@@ -47,7 +47,10 @@ def read_status(job: dict[str, Any]) -> Status:
     """Return the progress in a job as the API shows it."""
     total = job.get("bytes_total")
     return Status(
-        phase=str(job.get("current_phase") or job.get("status")).replace("-", " "),
+        phase=str(
+            job.get("waiting_reason")
+            or str(job.get("current_phase") or job.get("status")).replace("-", " ")
+        ),
         percent=min(float(job.get("progress_percent") or 0.0), _PERCENT_DONE),
         bytes_done=job.get("bytes_done"),
         bytes_total=total or None,

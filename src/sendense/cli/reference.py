@@ -15,8 +15,8 @@ Made from the program's own help by `python -m sendense.cli.reference > docs/cli
 this page to it.
 
 `sendense` is a client of the server's API: the groups are named like the API's collections.
-`sendense repository check|list|restore|stats` given a path (something with a `/`, or an existing
-directory) works on that repository alone, with no server.
+`sendense repository check|create|gc|key|list|restore|stats|verify` given a path (something with a
+`/`, or an existing directory) works on that repository alone, with no server.
 
 - Every command takes `--json`: it prints the API's answer exactly as it came; errors are JSON too,
   on stderr. Without it people get tables and sentences.
@@ -53,6 +53,7 @@ def _render_group(node: Any, path: str) -> Iterator[str]:
     for name, child in node.commands.items():
         if hasattr(child, "commands"):
             yield f"## {path} {name}\n\n{_plain(child.help)}\n"
+            yield from _render_options(child)
             yield from _render_group(child, f"{path} {name}")
         else:
             yield from _render_command(child, f"{path} {name}", level=path.count(" ") + 2)
@@ -60,16 +61,20 @@ def _render_group(node: Any, path: str) -> Iterator[str]:
 
 def _render_command(node: Any, path: str, *, level: int) -> Iterator[str]:
     yield f"{'#' * level} {path}\n\n{_plain(node.help)}\n"
+    yield from _render_options(node)
+    examples = [line.strip() for line in (node.epilog or "").split("\n\n")[1:]]
+    if examples:
+        block = "\n".join(line.replace("\\[", "[") for line in examples)
+        yield f"```\n{block}\n```\n"
+
+
+def _render_options(node: Any) -> Iterator[str]:
     shown = [parameter for parameter in node.params if not _is_common(parameter)]
     if shown:
         yield "| | |\n| --- | --- |"
         for parameter in shown:
             yield f"| {_signature(parameter)} | {_describe(parameter)} |"
         yield ""
-    examples = [line.strip() for line in (node.epilog or "").split("\n\n")[1:]]
-    if examples:
-        block = "\n".join(line.replace("\\[", "[") for line in examples)
-        yield f"```\n{block}\n```\n"
 
 
 def _is_common(parameter: Any) -> bool:

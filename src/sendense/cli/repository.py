@@ -5,44 +5,170 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, paging, text, waiting
-from sendense.cli.command import Session, command, group
+from sendense.cli import lookup, paging, tags, text, unlocking, waiting
+from sendense.cli.command import Session, command
 from sendense.cli.failure import ExitCode, Failure, usage
 from sendense.cli.output import Column
-from sendense.cli.restore import DiskFormat, DiskOption, FormatOption, OverwriteOption
-
-app = group(
-    "repository",
-    "Places that hold backups. `check`, `list`, `restore` and `stats` also take a path: then they "
-    "work on that repository alone, with no server.",
+from sendense.cli.repository_alone import (
+    AcceptUnfitOption,
+    EncryptionOption,
+    ImmutableDaysOption,
+    LockModeOption,
+    app,
+    check_path,
+    immutability,
 )
+from sendense.cli.repository_key import is_path
 
 RepositoryArgument = Annotated[
     str, typer.Argument(metavar="REPOSITORY", help="Name or id of the repository.")
 ]
-PathArgument = Annotated[
-    str, typer.Argument(metavar="PATH", help="The repository's directory; no server is asked.")
+
+_TYPES = {"s3": "s3", "az": "azure", "gs": "gcs"}
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Place in an object store: s3://…, az://… or gs://…, without credentials.",
+    ),
 ]
 
 
 @command(
     app,
     "add",
-    examples=["sendense repository add main --type local --path /var/lib/sendense/backups"],
+    examples=[
+        "sendense repository add main --type local --path /var/lib/sendense/backups",
+        "sendense repository add nas --path /srv/backups --require host=nas1",
+        "sendense repository add old --path /mnt/old --recovery-key-file key.txt",
+        "sendense repository add vault --path /mnt/vault --immutable-days 30",
+        "sendense repository add offsite --store 's3://backups/main?region=eu-central-1'",
+    ],
 )
-def add(
+def add(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     session: Session,
     name: Annotated[str, typer.Argument(help="A name of your choice.")],
-    path: Annotated[Path, typer.Option(help="Directory on the server's machine; made if missing.")],
-    kind: Annotated[str, typer.Option("--type", help="What it stands on.")] = "local",
+    path: Annotated[
+        Path | None, typer.Option(help="Directory on the server's machine; made if missing.")
+    ] = None,
+    store: StoreOption = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="What it stands on; left out, path or URL say it."),
+    ] = None,
+    require: tags.RequireOption = None,
+    recovery_key_file: unlocking.RecoveryKeyFileOption = None,
+    passphrase_file: unlocking.PassphraseFileOption = None,
+    *,
+    encryption: EncryptionOption = True,
+    accept_unfit: AcceptUnfitOption = False,
+    immutable_days: ImmutableDaysOption = 0,
+    lock_mode: LockModeOption = None,
 ) -> None:
-    """Register a repository, and make it where there is none yet."""
-    body = {"name": name, "type": kind, "config": {"path": str(path.absolute())}}
+    """Register a repository, and make it where there is none yet.
+
+    A new one is encrypted, and its recovery key is printed, this once. A passphrase opens one that
+    exists, and is added to a new one. An object store is tried out first; the server and its
+    workers need its credentials in their environment.
+    """
+    found, config = _read_place(path, store)
+    if accept_unfit:
+        config["accept_unfit"] = True
+    config.update(immutability(immutable_days, lock_mode))
+    given = unlocking.collect(session, recovery_key_file, passphrase_file)
+    body = {
+        "name": name,
+        "type": kind or found,
+        "config": {**config, "encryption": encryption, **given.to_body()},
+        **tags.parse_required(require),
+    }
     answer = session.api.post("repositories", body=body)
     if session.answered(answer):
         return
     repository_id = answer.data["id"]
     session.output.line(f"repository {name} added: {repository_id}")
+    for warning in answer.data["warnings"]:
+        session.output.warn(warning)
+    if answer.data["recovery_key"] is not None:
+        unlocking.show_recovery_key(session, answer.data["recovery_key"])
+
+
+@command(
+    app,
+    "import",
+    examples=[
+        "sendense repository import main",
+        "sendense repository import /mnt/backups --name main --recovery-key-file key.txt",
+    ],
+)
+def import_backups(
+    session: Session,
+    repository: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH", help="Name or id, or a directory of the server's, or a URL."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Register the directory under this name first.")
+    ] = None,
+    recovery_key_file: unlocking.RecoveryKeyFileOption = None,
+    passphrase_file: unlocking.PassphraseFileOption = None,
+) -> None:
+    """Bring a repository's backups into the server's list: those that it does not have.
+
+    A server that lost its database, or a new one, can restore them at once. VMs and sources come
+    back too; give the sources their configuration and credentials again, and discover.
+    """
+    if is_path(repository) != (name is not None):
+        raise usage("give --name together with a path, and only then")
+    if name is not None:
+        given = unlocking.collect(session, recovery_key_file, passphrase_file)
+        if given.ask:
+            given = unlocking.ask()
+        is_url = "://" in repository
+        kind, config = _read_place(
+            None if is_url else Path(repository), repository if is_url else None
+        )
+        body = {"name": name, "type": kind, "config": {**config, **given.to_body()}}
+        repository_id = str(session.api.post("repositories", body=body).data["id"])
+    else:
+        repository_id = _find(session, repository)
+    answer = session.api.start("repositories", repository_id, "import")
+    ended = waiting.wait_for_job(session, str(answer.data["job_id"]))
+    if session.output.as_json:
+        session.output.json(ended.body)
+    waiting.check_completed(ended)
+    if session.output.as_json:
+        return
+    result = ended.job.data["result"]
+    session.output.line(
+        f"{text.count(result['backups_added'], 'backup')} imported,"
+        f" {result['backups_known']} known before"
+    )
+    for line in ended.job.data["log"]:
+        session.output.warn(line["message"])
+
+
+@command(
+    app,
+    "unlock",
+    examples=["sendense repository unlock main --recovery-key-file key.txt"],
+)
+def unlock(
+    session: Session,
+    repository: RepositoryArgument,
+    recovery_key_file: unlocking.RecoveryKeyFileOption = None,
+    passphrase_file: unlocking.PassphraseFileOption = None,
+) -> None:
+    """Give the server the key of an encrypted repository again, where it has lost its own."""
+    given = unlocking.collect(session, recovery_key_file, passphrase_file)
+    if given.ask:
+        given = unlocking.ask()
+    answer = session.api.post(
+        "repositories", _find(session, repository), "unlock", body=given.to_body()
+    )
+    session.tell(answer, f"repository {repository} unlocked")
 
 
 @command(
@@ -58,12 +184,15 @@ def list_repositories(
     ] = None,
     limit: paging.LimitOption = None,
     offset: paging.OffsetOption = None,
+    recovery_key_file: unlocking.RecoveryKeyFileOption = None,
+    passphrase_file: unlocking.PassphraseFileOption = None,
 ) -> None:
     """List the repositories, or the backups inside one given by its path."""
     if path is not None:
         from sendense.cli import standalone  # the engine: loaded only for a path
 
-        standalone.list_backups(session, _check_path(path, verb="list"))
+        given = unlocking.collect(session, recovery_key_file, passphrase_file)
+        standalone.list_backups(session, check_path(path, verb="list"), given)
         return
     answer = session.api.get("repositories", limit=limit, offset=offset)
     if session.answered(answer):
@@ -90,7 +219,7 @@ def list_repositories(
                 entry["backup_count"],
                 text.size(entry["free_bytes"]),
                 entry["id"],
-                entry["config"].get("path", text.MISSING),
+                _place(entry["config"]),
             )
             for entry in entries
         ],
@@ -120,12 +249,14 @@ def probe_repository(
     path: Annotated[
         Path | None, typer.Option(help="A directory on the server's machine to try unsaved.")
     ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Ask whether a repository can be used, before or after it is saved."""
-    if (repository is None) == (path is None):
-        raise usage("give a repository's name, or --path, one of them")
-    if path is not None:
-        body = {"type": "local", "config": {"path": str(path.absolute())}}
+    if (repository is None) == (path is None and store is None):
+        raise usage("give a repository's name, or a place to try, one of them")
+    if repository is None:
+        kind, config = _read_place(path, store)
+        body = {"type": kind, "config": config}
         answer = session.api.post("repositories", "test", body=body)
     else:
         answer = session.api.post("repositories", _find(session, str(repository)), "test")
@@ -198,9 +329,7 @@ def remove(
     repository_id = _find(session, repository)
     session.output.confirm(f"Forget repository {repository}?", yes=yes)
     answer = session.api.delete("repositories", repository_id)
-    if session.answered(answer):
-        return
-    session.output.line(f"repository {repository} removed; its files stay")
+    session.tell(answer, f"repository {repository} removed; its files stay")
 
 
 @command(
@@ -217,16 +346,19 @@ def check(
     repository: Annotated[
         str, typer.Argument(metavar="NAME|PATH", help="Name or id, or a directory for no server.")
     ],
+    recovery_key_file: unlocking.RecoveryKeyFileOption = None,
+    passphrase_file: unlocking.PassphraseFileOption = None,
     *,
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Also read and verify every stored chunk.")
     ] = False,
 ) -> None:
     """Check that a repository's structure is whole; exits with 7 where it is not."""
-    if _is_path(repository):
+    if is_path(repository):
         from sendense.cli import standalone  # the engine: loaded only for a path
 
-        standalone.check(session, Path(repository), read_data=read_data)
+        given = unlocking.collect(session, recovery_key_file, passphrase_file)
+        standalone.check(session, repository, given, read_data=read_data)
         return
     answer = session.api.start(
         "repositories", _find(session, repository), "check", body={"read_data": read_data}
@@ -240,64 +372,31 @@ def check(
     _print_check(session, repository, report or {})
 
 
-@command(
-    app,
-    "restore",
-    examples=[
-        (
-            "sendense repository restore /mnt/backups --backup backup-web1-20260101t000000z-ab12 "
-            "--disk 0 --to web1.raw"
-        ),
-    ],
-)
-def restore(  # noqa: PLR0913 - a command's options are its parameters
-    session: Session,
-    path: PathArgument,
-    backup: Annotated[str, typer.Option("--backup", metavar="ID", help="Id of the backup.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write.")],
-    disk: DiskOption = None,
-    file_format: FormatOption = DiskFormat.RAW,
-    *,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Write a disk of a backup to a file, from the repository alone: no server, no database."""
-    from sendense.cli import standalone  # the engine: loaded only for a path
-
-    standalone.restore(
-        session,
-        _check_path(path, verb="restore"),
-        standalone.Target(backup, disk, to, file_format, overwrite=overwrite),
-    )
-
-
-@command(app, "stats", examples=["sendense repository stats /mnt/backups"])
-def stats(session: Session, path: PathArgument) -> None:
-    """Count what a repository holds."""
-    from sendense.cli import standalone  # the engine: loaded only for a path
-
-    standalone.stats(session, _check_path(path, verb="stats"))
-
-
-def _is_path(name: str) -> bool:
-    """Return whether an argument is a path, not the name of a repository the server knows.
-
-    A path holds a `/`, or is a directory that exists.
-    """
-    return "/" in name or Path(name).is_dir()
-
-
 def _find(session: Session, name: str) -> str:
     return lookup.find_id(session.api, "repositories", name)
 
 
-def _check_path(path: str, *, verb: str) -> Path:
-    if not _is_path(path):
-        raise usage(
-            f"{path} is not a directory",
-            hint=f"`sendense repository {verb}` takes a path here; "
-            "backups of the server's repositories: `sendense backup list --repository NAME`",
-        )
-    return Path(path)
+def _read_place(path: Path | None, store: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the type and the configuration of the place that is given."""
+    if (path is None) == (store is None):
+        raise usage("give --path, or --store for an object store, one of them")
+    if path is not None:
+        return "local", {"path": str(path.absolute())}
+    scheme = str(store).partition("://")[0]
+    return _TYPES.get(scheme, scheme), {"url": store}
+
+
+def _place(config: dict[str, Any]) -> str:
+    return str(config.get("path") or config.get("url") or text.MISSING)
+
+
+def _trial(config: dict[str, Any]) -> str | None:
+    """Return how the trial of an object store went."""
+    trial = config.get("trial")
+    if trial is None:
+        return None
+    told = f"{trial['rounds']} times {trial['writers']} writers at once"
+    return f"{told}: {'passed' if trial['fit'] else 'FAILED'}"
 
 
 def _state(entry: dict[str, Any]) -> str:
@@ -312,7 +411,8 @@ def _print_repository(session: Session, repository: dict[str, Any]) -> None:
             ("Name", repository["name"]),
             ("Id", repository["id"]),
             ("Type", repository["type"]),
-            ("Place", repository["config"].get("path")),
+            ("Place", _place(repository["config"])),
+            ("Trial", _trial(repository["config"])),
             ("State", _state(repository)),
             ("Warnings", text.listing(repository["warnings"]) if repository["warnings"] else None),
             ("Backups", repository["backup_count"]),
@@ -320,6 +420,8 @@ def _print_repository(session: Session, repository: dict[str, Any]) -> None:
             ("Free", text.size(repository["free_bytes"])),
             ("Measured", text.moment(repository["measured_at"])),
             ("Chunk size", text.size(repository["chunk_size"])),
+            ("Encrypted", text.yes_no(repository["encrypted"])),
+            ("Immutable", _immutability(repository)),
             ("Own id", repository["uuid"]),
             ("Created", text.moment(repository["created_at"])),
         ]
@@ -349,3 +451,10 @@ def _print_check(session: Session, name: str, report: dict[str, Any]) -> None:
         session.output.line(
             f"repository {name} is whole: {text.count(report['backup_count'], 'backup')}"
         )
+
+
+def _immutability(repository: dict[str, Any]) -> str | None:
+    if not repository.get("immutable_days"):
+        return None
+    days = text.count(repository["immutable_days"], "day")
+    return f"{days}, locked by {repository['lock_mode']}" if repository.get("lock_mode") else days

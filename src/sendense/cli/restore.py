@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import job, paging, text, waiting
+from sendense.cli import job, lookup, paging, text, waiting
 from sendense.cli.command import Session, command, group
+from sendense.cli.failure import usage
 from sendense.cli.output import Column
 
 app = group("restore", "Restores of backed-up disks.")
@@ -43,15 +44,30 @@ DiskOption = Annotated[
             "sendense restore start backup-web1-20260101t000000z-ab12 --disk 0 --to /srv/w.qcow2 "
             "--format qcow2 --overwrite"
         ),
+        "sendense restore start backup-db1-20260101t000000z-ab12 --disk 0 --to-vm db1 --overwrite",
     ],
 )
-def start(  # noqa: PLR0913 - a command's options are its parameters
+def start(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     session: Session,
     backup: Annotated[str, typer.Argument(metavar="BACKUP", help="Id of the backup.")],
     to: Annotated[
-        Path,
+        Path | None,
         typer.Option("--to", metavar="FILE", help="The file to write, on the server's machine."),
-    ],
+    ] = None,
+    to_vm: Annotated[
+        str | None,
+        typer.Option(
+            "--to-vm", metavar="VM", help="Or the VM, switched off, whose disk is overwritten."
+        ),
+    ] = None,
+    to_disk: Annotated[
+        str | None,
+        typer.Option(
+            "--to-disk",
+            metavar="DISK",
+            help="Which disk of that VM; left out, the one of the backed-up disk's name.",
+        ),
+    ] = None,
     disk: DiskOption = None,
     file_format: FormatOption = DiskFormat.RAW,
     *,
@@ -60,12 +76,13 @@ def start(  # noqa: PLR0913 - a command's options are its parameters
         bool, typer.Option("--no-wait", help="Return once the job is started.")
     ] = False,
 ) -> None:
-    """Write a disk of a backup to a file, and wait until it is done.
+    """Write a disk of a backup to a file or into a VM, and wait until it is done.
 
-    The file lies on the server's machine, in its data directory or one it allows. Ctrl-C stops the
-    waiting, not the restore.
+    The file lies on the server's machine, in its data directory or one it allows. A VM (of a
+    vSphere source) must be off and without snapshots, and its disk of the very same size; never
+    start it before the restore has completed. Ctrl-C stops the waiting, not the restore.
     """
-    target = {"type": "file", "path": str(to.absolute()), "format": file_format}
+    target = _read_target(session, to, to_vm, to_disk, file_format)
     body: dict[str, Any] = {"backup_id": backup, "target": target, "overwrite": overwrite}
     if disk is not None:
         body["disk_id"] = disk
@@ -86,7 +103,25 @@ def start(  # noqa: PLR0913 - a command's options are its parameters
         data = ended.subject.data if ended.subject else {}
         took = text.between(data.get("started_at"), data.get("completed_at"))
         took = "" if took == text.MISSING else f" in {took}"
-        session.output.line(f"restore {restore_id} completed{took}: {to.absolute()}")
+        session.output.line(f"restore {restore_id} completed{took}: {to_vm or target['path']}")
+
+
+def _read_target(
+    session: Session,
+    to: Path | None,
+    to_vm: str | None,
+    to_disk: str | None,
+    file_format: DiskFormat,
+) -> dict[str, Any]:
+    if (to is None) == (to_vm is None):
+        raise usage("give a file by --to, or a VM by --to-vm")
+    if to_vm is None:
+        if to_disk is not None:
+            raise usage("--to-disk belongs to --to-vm")
+        assert to is not None, "one of both is given"
+        return {"type": "file", "path": str(to.absolute()), "format": file_format}
+    target = {"type": "vm", "vm_id": lookup.find_id(session.api, "vms", to_vm)}
+    return target if to_disk is None else {**target, "disk_id": to_disk}
 
 
 @command(app, "list", examples=["sendense restore list"])
@@ -162,10 +197,11 @@ def show(session: Session, restore: RestoreArgument) -> None:
 def cancel(session: Session, restore: RestoreArgument) -> None:
     """Stop a restore that waits or runs; no half file is left."""
     answer = session.api.post("restores", restore, "cancel")
-    if session.answered(answer):
-        return
-    session.output.line(f"restore {restore} is being cancelled")
+    session.tell(answer, f"restore {restore} is being cancelled")
 
 
 def _target(restore: dict[str, Any]) -> str:
-    return f"{restore['target']['path']} ({restore['target']['format']})"
+    target = restore["target"]
+    if target["type"] == "vm":
+        return f"{target['disk_id']} of VM {target['vm_name']}"
+    return f"{target['path']} ({target['format']})"

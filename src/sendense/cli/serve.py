@@ -5,6 +5,7 @@ down, and one whose hub was killed finishes what it does and is found again by t
 """
 
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -19,9 +20,10 @@ import typer
 import uvicorn
 
 from sendense import app
-from sendense.cli import logs, options
+from sendense.cli import config_file, effective_settings, logs
 from sendense.cli.command import Session, reporting
-from sendense.cli.options import AllowDirs, DataDir
+from sendense.cli.notify import notify
+from sendense.cli.options import AllowDirs, Config, DataDir
 from sendense.cli.output import Output
 from sendense.cli.supervisor import Supervisor
 from sendense.core.errors import Conflict, Denied, Invalid, Unavailable
@@ -31,10 +33,12 @@ _log = logging.getLogger(__name__)
 
 # Open requests, event streams among them, get this long to end; clients connect again.
 STOP_SECONDS = 3
+GARBAGE_OBJECTS = 20_000  # a list of 1000 backups has some; below 10 MB of garbage in cycles
 READY_SECONDS_MAX = 20.0  # a worker that does not come up in this time is told about by health
 
 
 def serve(
+    config: Config = None,
     data_dir: DataDir = None,
     host: Annotated[
         str | None,
@@ -52,8 +56,13 @@ def serve(
 ) -> None:
     """Run the server: API and one worker, until stopped."""
     with reporting(Session(Output(as_json=False))):
-        settings = options.read_settings(
-            data_dir=data_dir, host=host, port=port, allowed_dirs=allow_dir, no_auth=no_auth
+        settings = effective_settings.read_settings(
+            config=config,
+            data_dir=data_dir,
+            host=host,
+            port=port,
+            allowed_dirs=allow_dir,
+            no_auth=no_auth,
         )
         if not settings.no_auth:
             raise Denied(
@@ -61,15 +70,20 @@ def serve(
                 kind="accounts-missing",
                 hint="start it with --no-auth; it then binds to a loopback address only",
             )
-        logs.configure(settings.log_level)
+        logs.configure(settings)
         # The catalog names all that is protected; the folder may be older than we are, and open.
-        os.umask(options.UMASK)
-        with _alone(settings), _listening(settings) as listener:
+        os.umask(effective_settings.UMASK)
+        with (
+            alone(settings),
+            _listening(settings) as listener,
+            # A frozen worker is ended here too: nobody else may be there to do it.
+            app.create_reaper(settings).running(lease_seconds=settings.lease_seconds),
+        ):
             _run(settings, listener)
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
+def alone(settings: Settings) -> Iterator[None]:
     """Hold the data directory: two hubs on one would both migrate and supervise."""
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,7 +114,9 @@ def _alone(settings: Settings) -> Iterator[None]:
 def _listening(settings: Settings) -> Iterator[socket.socket]:
     """Take the port before anything else is done, so that a busy one changes nothing."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # Named as TCP, or asyncio would not switch Nagle's algorithm off: answers of some sizes would
+    # then wait 40 ms for the client's delayed acknowledgement.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
@@ -136,9 +152,20 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
+def _spare_collections() -> None:
+    """Keep the collector of cycles away from what lives as long as the process.
+
+    It walks the whole heap, and half a million objects of modules take 100 ms: of every request
+    that makes many objects, one in ten would wait for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS)
+
+
 def _run(settings: Settings, listener: socket.socket) -> None:
     api = app.create_api(settings)
-    hub = api.state.hub
+    _spare_collections()
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         api,
@@ -153,7 +180,11 @@ def _run(settings: Settings, listener: socket.socket) -> None:
     # before the worker is told.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    supervisor = Supervisor(_worker_command(), _worker_environment(settings), hub.count_workers)
+    supervisor = Supervisor(
+        _worker_command(),
+        _worker_environment(settings),
+        count_workers=lambda: app.count_workers_here(settings),
+    )
     supervisor.start()
     threading.Thread(
         target=_announce, args=(server, supervisor, host, port), name="announce", daemon=True
@@ -162,6 +193,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         server.run(sockets=[listener])
     finally:
         _log.info("stopping")
+        notify("STOPPING=1")
         supervisor.stop()
 
 
@@ -170,6 +202,7 @@ def _announce(server: _Server, supervisor: Supervisor, host: str, port: int) -> 
     server.ready.wait()
     if not supervisor.wait_alive(READY_SECONDS_MAX):
         _log.warning("no worker is alive yet; jobs wait")
+    notify("READY=1")
     shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"Sendense listens on http://{shown}:{port}/api/v1\n")
     sys.stdout.flush()
@@ -180,13 +213,23 @@ def _worker_command() -> list[str]:
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
-    """Return this process's environment with the settings that options changed."""
+    """Return this process's environment with the settings as they are, wherever they are from."""
     told: dict[str, Any] = {
+        config_file.VARIABLE: os.devnull,  # all that a worker uses of a file is told here
         "SENDENSE_DATA_DIR": settings.data_dir,
         "SENDENSE_DATABASE_URL": settings.database_url,
         "SENDENSE_ENGINE_URL": settings.engine_url,
+        "SENDENSE_CREDENTIALS_KEY": settings.credentials_key.get_secret_value(),
+        "SENDENSE_CREDENTIALS_KEY_FILE": settings.credentials_key_file or "",
         "SENDENSE_ALLOWED_DIRS": os.pathsep.join(str(path) for path in settings.allowed_dirs),
         "SENDENSE_LEASE_SECONDS": settings.lease_seconds,
+        "SENDENSE_GC_EVERY_HOURS": settings.gc_every_hours,
+        "SENDENSE_HUB_EXPORT_EVERY_HOURS": settings.hub_export_every_hours,
+        "SENDENSE_WORKER_LABELS": ",".join(
+            f"{key}={value}" for key, value in settings.worker_labels.items()
+        ),
         "SENDENSE_LOG_LEVEL": settings.log_level,
+        "SENDENSE_LOG_FORMAT": settings.log_format,
+        "SENDENSE_LOG_LEVELS": ",".join(f"{k}={v}" for k, v in settings.log_levels.items()),
     }
     return {**os.environ, **{name: str(value) for name, value in told.items()}}

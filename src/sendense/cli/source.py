@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import lookup, paging, text, waiting
+from sendense.cli import certificate, credentials, lookup, paging, tags, text, vcenter, waiting
 from sendense.cli.command import Session, command, group
 from sendense.cli.failure import usage
 from sendense.cli.output import Column
@@ -18,7 +18,7 @@ _CONFIG_BYTES_MAX = 1024 * 1024  # a thousand VMs by hand; more is a mistake
 
 SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help="Name or id of the source.")]
 TypeOption = Annotated[
-    str, typer.Option("--type", help="image or qemu: what kind of platform this is.")
+    str, typer.Option("--type", help="vsphere, image or qemu: what kind of platform this is.")
 ]
 VmOption = Annotated[
     list[str] | None,
@@ -43,18 +43,54 @@ ConfigOption = Annotated[
         "sendense source add lab --type image --vm web1=/srv/web1.qcow2,/srv/web1-data.raw",
         "sendense source add kvm1 --type qemu --vm db1=/run/db1.qmp,/run/db1.agent",
         "sendense source add lab --type image --config vms.json",
+        "sendense source add vc1 --type vsphere --host vc1.example --username me@vsphere.local",
+        "sendense source add vc1 --type vsphere --host vc1 --username me --certificate vc1.pem",
     ],
 )
-def add(
+def add(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     session: Session,
     name: Annotated[str, typer.Argument(help="A name of your choice.")],
     kind: TypeOption,
     vm: VmOption = None,
     config: ConfigOption = None,
+    require: tags.RequireOption = None,
+    host: vcenter.HostOption = None,
+    username: credentials.UsernameOption = None,
+    password_file: credentials.PasswordFileOption = None,
+    certificate_file: certificate.CertificateOption = None,
+    trust_fingerprint: certificate.FingerprintOption = None,
+    reader: vcenter.ReaderOption = None,
+    vddk_libdir: vcenter.VddkOption = None,
+    file_dir: vcenter.FileDirOption = None,
+    *,
+    password_stdin: credentials.PasswordStdinOption = False,
 ) -> None:
-    """Register a source."""
-    body = {"name": name, "type": kind, "config": _read_config(kind, vm, config)}
+    """Register a source.
+
+    A vCenter's certificate is shown and asked about where this hub does not trust it, and then
+    pinned; its password is asked for, or read from a file or standard input.
+    """
+    described = vcenter.describe(
+        kind, host=host, reader=reader, vddk_libdir=vddk_libdir, file_dir=file_dir
+    )
+    wanted = _read_config(kind, vm, config, described)
+    if described is not None:
+        if username is None:
+            raise usage("a vCenter is logged in to: give --username")
+        wanted = _trust(session, kind, wanted, certificate_file, trust_fingerprint)
+    elif certificate_file or trust_fingerprint:
+        raise usage("--certificate and --trust-fingerprint belong to --host")
+    given = credentials.find(session, username=username, file=password_file, stdin=password_stdin)
+    body = {
+        "name": name,
+        "type": kind,
+        "config": wanted,
+        **({"credentials": given} if given else {}),
+        **tags.parse_required(require),
+    }
     answer = session.api.post("sources", body=body)
+    for warning in answer.data.get("warnings", ()):
+        session.output.warn(warning)
     if session.answered(answer):
         return
     session.output.line(f"source {name} added: {answer.data['id']}")
@@ -67,9 +103,10 @@ def add(
     examples=[
         "sendense source test lab",
         "sendense source test --type image --vm web1=/srv/web1.qcow2",
+        "sendense source test --type vsphere --host vc1.example",
     ],
 )
-def probe_source(
+def probe_source(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     session: Session,
     source: Annotated[
         str | None, typer.Argument(help="Name or id; left out, a configuration is tested unsaved.")
@@ -79,21 +116,98 @@ def probe_source(
     ] = None,
     vm: VmOption = None,
     config: ConfigOption = None,
+    host: vcenter.HostOption = None,
+    username: credentials.UsernameOption = None,
+    password_file: credentials.PasswordFileOption = None,
+    certificate_file: certificate.CertificateOption = None,
+    reader: vcenter.ReaderOption = None,
+    vddk_libdir: vcenter.VddkOption = None,
+    file_dir: vcenter.FileDirOption = None,
+    *,
+    password_stdin: credentials.PasswordStdinOption = False,
 ) -> None:
-    """Ask whether a source answers, before or after it is saved."""
+    """Ask whether a source answers, before or after it is saved.
+
+    Of a vCenter it shows the certificate; without --username nothing is logged in to, and with it
+    only where the certificate is trusted.
+    """
     if source is not None:
-        if kind or vm or config:
+        place = host, reader, vddk_libdir, file_dir
+        login = username, password_file, certificate_file
+        if any((kind, vm, config, *place, *login)):
             raise usage("give a source, or a type with its configuration, not both")
         path = ("sources", lookup.find_id(session.api, "sources", source), "test")
         answer = session.api.post(*path)
     else:
         if kind is None:
-            raise usage("give a source's name, or --type with --vm or --config")
-        body = {"type": kind, "config": _read_config(kind, vm, config)}
+            raise usage("give a source's name, or --type with --host, --vm or --config")
+        described = vcenter.describe(
+            kind, host=host, reader=reader, vddk_libdir=vddk_libdir, file_dir=file_dir
+        )
+        wanted = _read_config(kind, vm, config, described)
+        if certificate_file is not None:
+            wanted = {**wanted, "certificate_pem": certificate.read(certificate_file)}
+        given = credentials.find(
+            session, username=username, file=password_file, stdin=password_stdin
+        )
+        body = {"type": kind, "config": wanted, **({"credentials": given} if given else {})}
         answer = session.api.post("sources", "test", body=body)
+    if not session.output.as_json:
+        _print_tested(session, answer.data)
+    if username is not None:
+        # Or a script would take a password for right that nobody has looked at.
+        certificate.require_trusted(answer)
+    session.answered(answer)
+
+
+@command(
+    app,
+    "set-credentials",
+    examples=[
+        "sendense source set-credentials vc1 --username me@vsphere.local",
+        "sendense source set-credentials vc1 --username me --password-file vc1.password",
+    ],
+)
+def set_credentials(
+    session: Session,
+    source: SourceArgument,
+    username: Annotated[str, typer.Option("--username", help="Who logs in to the platform.")],
+    password_file: credentials.PasswordFileOption = None,
+    *,
+    password_stdin: credentials.PasswordStdinOption = False,
+) -> None:
+    """Give a source another password, as after it was changed on the platform."""
+    source_id = lookup.find_id(session.api, "sources", source)
+    given = credentials.find(session, username=username, file=password_file, stdin=password_stdin)
+    answer = session.api.patch("sources", source_id, body={"credentials": given})
     if session.answered(answer):
         return
-    session.output.line(f"it answers: {answer.data['detail']}")
+    session.output.line(f"source {source} has new credentials")
+    session.output.note(f"try them: sendense source test {source}")
+
+
+@command(
+    app,
+    "trust",
+    examples=[
+        "sendense source trust vc1",
+        "sendense source trust vc1 --certificate vc1.pem",
+    ],
+)
+def trust(
+    session: Session,
+    source: SourceArgument,
+    certificate_file: certificate.CertificateOption = None,
+    trust_fingerprint: certificate.FingerprintOption = None,
+) -> None:
+    """Trust the certificate that a source shows now, as after it was renewed."""
+    found = session.api.get("sources", lookup.find_id(session.api, "sources", source)).data
+    config = _trust(session, found["type"], found["config"], certificate_file, trust_fingerprint)
+    answer = session.api.patch("sources", found["id"], body={"config": config})
+    if session.answered(answer):
+        return
+    how = "pinned" if "certificate_pem" in config else "trusted by this machine"
+    session.output.line(f"the certificate of source {source} is {how}")
 
 
 @command(app, "list", examples=["sendense source list", "sendense source list --json"])
@@ -130,6 +244,9 @@ def list_sources(
         ],
     )
     session.output.shown(len(entries), answer.data)
+    for entry in entries:
+        for warning in entry.get("warnings") or ():
+            session.output.warn(f"source {entry['name']}: {warning}")
 
 
 @command(app, "show", examples=["sendense source show lab"])
@@ -183,9 +300,7 @@ def remove(
     source_id = lookup.find_id(session.api, "sources", source)
     session.output.confirm(f"Forget source {source}?", yes=yes)
     answer = session.api.delete("sources", source_id)
-    if session.answered(answer):
-        return
-    session.output.line(f"source {source} removed")
+    session.tell(answer, f"source {source} removed")
 
 
 @command(
@@ -223,6 +338,8 @@ def discover(
 
 
 def _print_source(session: Session, source: dict[str, Any]) -> None:
+    config = dict(source.get("config") or {})
+    pinned = config.pop("certificate_pem", None)
     session.output.facts(
         [
             ("Name", source.get("name")),
@@ -231,16 +348,50 @@ def _print_source(session: Session, source: dict[str, Any]) -> None:
             ("VMs", source.get("vm_count")),
             ("Discovered", text.moment(source.get("discovered_at"))),
             ("Trouble", source.get("trouble")),
+            ("Warning", "; ".join(source.get("warnings") or ())),
+            ("Username", source.get("username")),
             ("Created", text.moment(source.get("created_at"))),
-            ("Configuration", json.dumps(source.get("config"), ensure_ascii=False)),
+            ("Certificate", "pinned" if pinned else None),
+            ("Configuration", json.dumps(config, ensure_ascii=False)),
         ]
     )
 
 
-def _read_config(kind: str, vms: list[str] | None, config: str | None) -> dict[str, Any]:
-    """Return a type's configuration from `--vm` options or a file. Raises a usage failure."""
-    if bool(vms) == (config is not None):
-        raise usage("give the configuration by --vm or by --config, one of them")
+def _print_tested(session: Session, tested: dict[str, Any]) -> None:
+    shown = tested.get("certificate")
+    if shown:
+        session.output.facts(certificate.facts(shown))
+    for warning in tested.get("warnings") or ():
+        session.output.warn(warning)
+    session.output.line(f"it answers: {tested['detail']}")
+
+
+def _trust(
+    session: Session,
+    kind: str,
+    config: dict[str, Any],
+    file: Path | None,
+    fingerprint: str | None,
+) -> dict[str, Any]:
+    """Return the configuration with the certificate that is to be trusted."""
+    if file is None:
+        return certificate.pin(session, kind, config, fingerprint=fingerprint)
+    if fingerprint is not None:
+        raise usage("give --certificate or --trust-fingerprint, one of them")
+    return {**config, "certificate_pem": certificate.read(file)}
+
+
+def _read_config(
+    kind: str,
+    vms: list[str] | None,
+    config: str | None,
+    described: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a type's configuration from options or a file. Raises a usage failure."""
+    if (bool(vms), config is not None, described is not None).count(True) != 1:
+        raise usage("give the configuration by --host, by --vm or by --config, one of them")
+    if described is not None:
+        return described
     if config is not None:
         return _read_config_file(config)
     if kind == "image":

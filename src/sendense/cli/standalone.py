@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sendense.cli import progress, text
+from sendense.cli import progress, text, unlocking
 from sendense.cli.command import Session
 from sendense.cli.output import Column
+from sendense.cli.unlocking import Given
 from sendense.connectors.base import disk_id
 from sendense.core import clock
 from sendense.core.clock import SystemClock
@@ -24,10 +25,14 @@ from sendense.engine import restore as engine_restore
 from sendense.engine.control import Control
 from sendense.engine.progress import Progress
 from sendense.repository import check as repository_check
+from sendense.repository import descriptor, recipients, recovery
 from sendense.repository.check import CheckReport
+from sendense.repository.descriptor import Descriptor
 from sendense.repository.manifest import DiskRecord, Manifest
 from sendense.repository.repository import Repository
-from sendense.repository.storage.local import LocalStorage
+from sendense.repository.salvage import Lost, Salvage
+from sendense.repository.storage import locations
+from sendense.repository.storage.base import Storage
 
 _STOP_SECONDS_MAX = 30.0  # the engine stops within 2 s; a hanging disk must not hang Ctrl-C
 _SHOW_SECONDS = 0.2  # five times a second is as live as a bar needs to be
@@ -42,15 +47,16 @@ class Target:
     path: Path
     file_format: str
     overwrite: bool
+    salvage: bool = False
 
 
-def list_backups(session: Session, path: Path) -> None:
+def list_backups(session: Session, place: str, given: Given) -> None:
     """List the backups inside a repository.
 
     Those that can be read are listed even where another's manifest is damaged; then Corrupt is
     raised afterwards.
     """
-    with _open(path) as repository:
+    with open_repository(place, given) as repository:
         found, damaged = repository.backups.scan()
     if session.output.as_json:
         document = {"backups": [_describe(one) for one in found], "total": len(found)}
@@ -63,9 +69,9 @@ def list_backups(session: Session, path: Path) -> None:
         raise damaged[0]
 
 
-def stats(session: Session, path: Path) -> None:
+def stats(session: Session, place: str, given: Given) -> None:
     """Count what a repository holds."""
-    with _open(path) as repository:
+    with open_repository(place, given) as repository:
         counted = repository.stats()
     if session.output.as_json:
         document = {**asdict(counted), "dedup_ratio": counted.dedup_ratio}
@@ -81,23 +87,25 @@ def stats(session: Session, path: Path) -> None:
             ("Stored", text.size(counted.stored_bytes)),
             ("Disk bytes per byte stored", f"{ratio:.1f}" if ratio else text.MISSING),
             ("Free", text.size(capacity.free_bytes if capacity else None)),
-            ("Place", path),
+            ("Place", place),
         ]
     )
 
 
-def restore(session: Session, path: Path, target: Target) -> None:
+def restore(session: Session, place: str, target: Target, given: Given) -> None:
     """Write a disk of a backup to a file. Ctrl-C stops it and leaves no half file."""
-    with _open(path) as repository:
+    with open_repository(place, given) as repository:
         backup = repository.get_backup(target.backup_id)
         disk = _get_disk(backup, target.disk_index)
-        with repository.open_disk_reader(backup.backup_id, disk.key) as reader:
+        salvage = Salvage() if target.salvage else None
+        with repository.open_disk_reader(backup.backup_id, disk.key, salvage=salvage) as reader:
             request = engine_restore.RestoreRequest(
                 path=target.path,
                 format=engine_restore.Format(target.file_format),
                 overwrite=target.overwrite,
             )
             restored = _run(session, reader, request)
+    lost = salvage.list() if salvage else []
     if session.output.as_json:
         document = {
             "backup_id": backup.backup_id,
@@ -106,20 +114,34 @@ def restore(session: Session, path: Path, target: Target) -> None:
             "format": target.file_format,
             "size_bytes": restored.size_bytes,
             "bytes_written": restored.bytes_written,
+            "lost": [asdict(one) for one in lost],
         }
         session.output.json(json.dumps(document, ensure_ascii=False))
-        return
-    session.output.line(
-        f"disk {disk.index} of {backup.backup_id} restored: {restored.path}, "
-        f"{text.size(restored.size_bytes)} ({text.size(restored.bytes_written)} of data)"
+    else:
+        session.output.line(
+            f"disk {disk.index} of {backup.backup_id} restored: {restored.path}, "
+            f"{text.size(restored.size_bytes)} ({text.size(restored.bytes_written)} of data)"
+        )
+    if lost:
+        raise _tell_lost(restored.path, lost)
+
+
+def _tell_lost(restored: Path, lost: list[Lost]) -> Corrupt:
+    """Write down beside a file what of it is lost, and return the error that says so."""
+    listed = restored.with_name(restored.name + ".lost.json")
+    listed.write_text(json.dumps([asdict(one) for one in lost], indent=2) + "\n")
+    return Corrupt(
+        f"{text.size(sum(one.length for one in lost))} of {restored} are lost, and zeros there",
+        hint=f"{listed} says which bytes and why",
+        kind="disk-salvaged",
     )
 
 
-def check(session: Session, path: Path, *, read_data: bool) -> None:
+def check(session: Session, place: str, given: Given, *, read_data: bool) -> None:
     """Check that a repository is whole. Raises Corrupt, after all that was found is printed."""
     system_clock = SystemClock()
     display = progress.open_display(session.output.err, system_clock, silent=session.output.as_json)
-    with _open(path) as repository, display:
+    with open_repository(place, given) as repository, display:
         report = repository_check.check(
             repository,
             read_data=read_data,
@@ -131,16 +153,16 @@ def check(session: Session, path: Path, *, read_data: bool) -> None:
         document = {"clean": report.clean, **asdict(report)}
         session.output.json(json.dumps(document, ensure_ascii=False))
     else:
-        _print_report(session, path, report)
+        _print_report(session, place, report)
     if not report.clean:
         raise Corrupt(
-            f"the repository at {path} is damaged: {text.count(report.error_count, 'error')}",
+            f"the repository at {place} is damaged: {text.count(report.error_count, 'error')}",
             kind="repository-damaged",
             hint="keep it as it is; backups that no error names can be restored",
         )
 
 
-def _print_report(session: Session, path: Path, report: CheckReport) -> None:
+def _print_report(session: Session, place: str, report: CheckReport) -> None:
     lines = [
         (
             (problem.kind, problem.backup_id, problem.disk_key),
@@ -159,24 +181,51 @@ def _print_report(session: Session, path: Path, report: CheckReport) -> None:
     )
     depth = "all data read" if report.read_data else "structure only; --read-data reads all data"
     if report.clean:
-        session.output.line(f"{path} is whole: {looked} ({depth})")
+        session.output.line(f"{place} is whole: {looked} ({depth})")
     else:
         session.output.line(f"looked at {looked} ({depth})")
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Repository]:
+def open_repository(place: str, given: Given) -> Iterator[Repository]:
+    """Open a repository with what was given. Raises NotFound where there is none."""
+    with open_storage(place) as (storage, found):
+        root_key = find_root_key(storage, found, given)
+        yield Repository.open(storage, root_key=root_key, clock=SystemClock(), ids=SystemIds())
+
+
+@contextmanager
+def open_storage(place: str) -> Iterator[tuple[Storage, Descriptor]]:
+    """Open a repository as far as no key is needed. Raises NotFound where there is none."""
     try:
-        storage = LocalStorage(path.absolute())
-        repository = Repository.open(storage, clock=SystemClock(), ids=SystemIds())
+        storage = locations.open_storage(place)
     except NotFound as error:
-        raise NotFound(
-            f"there is no repository at {path}", kind=error.kind, hint=error.hint, path=str(path)
-        ) from error
+        raise _no_repository(place, error) from error
     try:
-        yield repository
+        try:
+            found = descriptor.get(storage)
+        except NotFound as error:
+            raise _no_repository(place, error) from error
+        yield storage, found
     finally:
-        repository.close()
+        storage.close()
+
+
+def _no_repository(place: str, error: NotFound) -> NotFound:
+    return NotFound(
+        f"there is no repository at {place}", kind=error.kind, hint=error.hint, path=place
+    )
+
+
+def find_root_key(storage: Storage, found: Descriptor, given: Given) -> bytes | None:
+    """Return the root key that was given; a person is asked only where one is needed."""
+    if given.ask and found.encrypted:
+        given = unlocking.ask()
+    if given.recovery_key is not None:
+        return recovery.parse(given.recovery_key)
+    if given.passphrase is not None:
+        return recipients.open_by_passphrase(storage, given.passphrase)
+    return None
 
 
 def _get_disk(backup: Manifest, index: int | None) -> DiskRecord:

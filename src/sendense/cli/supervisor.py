@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy.exc import SQLAlchemyError
-
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # a dead worker is noticed soon; waiting costs nothing
@@ -22,14 +20,16 @@ STOP_SECONDS_MAX = 20.0
 class Supervisor:
     """Starts a worker, starts it again with growing pauses when it dies, and stops it.
 
-    While a worker lives that an earlier hub started, none is started beside it: it goes on with
-    what it does, takes new jobs as well, and ends by itself when it has nothing to do.
+    While a worker lives on this machine that an earlier hub started, none is started beside it: it
+    goes on with what it does, takes new jobs as well, and ends by itself when it has nothing to do.
+    `count_workers` counts those of this machine.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
+        *,
         count_workers: Callable[[], int],
     ) -> None:
         self._command = command
@@ -46,7 +46,7 @@ class Supervisor:
     def wait_alive(self, seconds_max: float) -> bool:
         """Wait until a worker holds a lease; False where none does in time."""
         deadline = time.monotonic() + seconds_max
-        while not self._is_alive():
+        while self._count_workers() == 0:
             if time.monotonic() > deadline or self._stopping.wait(POLL_SECONDS):
                 return False
         return True
@@ -69,7 +69,7 @@ class Supervisor:
     def _run(self) -> None:
         backoff = BACKOFF_SECONDS
         while not self._stopping.is_set():
-            if self._is_alive():
+            if self._count_workers() > 0:
                 self._stopping.wait(FOUND_POLL_SECONDS)
                 continue
             started = time.monotonic()
@@ -92,10 +92,3 @@ class Supervisor:
             if self._stopping.wait(POLL_SECONDS):
                 return False
         return True
-
-    def _is_alive(self) -> bool:
-        try:
-            return self._count_workers() > 0
-        except SQLAlchemyError as error:
-            _log.warning("cannot count workers: %s", error)
-            return False

@@ -140,7 +140,7 @@ def readiness(
         typer.Option("--repository", "-r", help="Look at the backups in it too; name or id."),
     ] = None,
 ) -> None:
-    """Say whether a VM can be backed up, and incrementally, and if not, why."""
+    """Say whether a VM can be backed up, incrementally and consistently, and if not, why."""
     vm_id = lookup.find_id(session.api, "vms", vm)
     repository_id = lookup.find_id(session.api, "repositories", repository) if repository else None
     answer = session.api.get("vms", vm_id, "readiness", repository_id=repository_id)
@@ -153,9 +153,13 @@ def readiness(
         [
             ("Backup possible", text.yes_no(data["backup_possible"])),
             ("Incremental", text.yes_no(data["incremental_possible"])),
+            ("Consistent", _yes_no_unknown(data.get("consistent_possible"))),
             ("Reason", "; ".join(reasons)),
+            ("Missing privileges", ", ".join(data.get("missing_privileges") or ())),
         ]
     )
+    for note in data.get("notes") or ():
+        session.output.note(f"note: {note}")
     session.output.table(
         [Column("DISK"), Column("BACKUP"), Column("INCREMENTAL"), Column("REASON")],
         [
@@ -224,9 +228,11 @@ def remove(
     vm_id = lookup.find_id(session.api, "vms", vm)
     session.output.confirm(f"Remove VM {vm} from the catalog?", yes=yes)
     answer = session.api.delete("vms", vm_id)
-    if session.answered(answer):
-        return
-    session.output.line(f"VM {vm} removed")
+    session.tell(answer, f"VM {vm} removed")
+
+
+def _yes_no_unknown(value: object) -> str:
+    return "unknown" if value is None else text.yes_no(value)
 
 
 def _print_vm(session: Session, vm: dict[str, Any]) -> None:
@@ -240,6 +246,7 @@ def _print_vm(session: Session, vm: dict[str, Any]) -> None:
             ("Guest", vm.get("guest_os")),
             ("CPUs", vm.get("cpu_count")),
             ("Memory", text.size(vm["memory_bytes"]) if vm.get("memory_bytes") else None),
+            ("Networks", ", ".join(vm.get("networks") or ()) or None),
             ("Disks", vm.get("disk_count")),
             ("Tags", text.listing(vm["tags"]) if vm.get("tags") else None),
             ("Protected", text.yes_no(vm.get("protected"))),

@@ -303,3 +303,28 @@ def test_a_check_that_could_not_be_made_is_a_failed_job(run: Run, hub: Hub) -> N
     result = run("repository", "check", "main")
     assert result.code == 1
     assert "check failed: there is no folder" in result.err
+
+
+def test_a_job_that_nobody_may_take_says_why_it_waits(run: Run, hub: Hub) -> None:
+    reason = "no worker with site=berlin is alive"
+    job = {"job_id": "job-1", "kind": "backup", "status": "pending", "waiting_reason": reason}
+    hub.answer("GET", "/jobs", {"jobs": [job], "total": 1})
+    hub.answer("GET", "/jobs/job-1", job)
+    assert f"job job-1 waits: {reason}" in run("job", "list").err
+    assert reason in run("job", "show", "job-1").out
+
+
+def test_labels_may_be_required_of_whoever_works_on_a_place(run: Run, hub: Hub) -> None:
+    added = {"id": "r1", "warnings": ["a word"], "recovery_key": "SENDENSE-1-ABCD"}
+    hub.answer("POST", "/repositories", added, status=201)
+    hub.answer("POST", "/sources", {"id": "s1"}, status=201)
+    required = ("--require", "host=nas1", "--require", "site=berlin")
+    assert run("repository", "add", "r", "--path", "/b", *required).code == 0
+    assert run("source", "add", "s", "--type", "image", "--vm", "a=/b", *required).code == 0
+    for request in hub.requests:
+        assert request.body["required_labels"] == {"host": "nas1", "site": "berlin"}
+    assert run("repository", "add", "r", "--path", "/b").code == 0
+    assert "required_labels" not in hub.requests[-1].body
+    refused = run("repository", "add", "r", "--path", "/b", "--require", "nas1")
+    assert refused.code == 2
+    assert "--require nas1 is not KEY=VALUE" in refused.err

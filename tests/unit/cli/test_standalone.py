@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sendense.cli import standalone
+from sendense.cli import standalone, standalone_gc
 from sendense.cli.command import Session
 from sendense.cli.output import Output
 from sendense.core.clock import ManualClock
@@ -18,7 +18,11 @@ from sendense.core.ids import SeededIds
 from sendense.engine.restore import RestoreRequest
 from sendense.repository import chunk
 from sendense.repository.descriptor import RepositorySettings
+from sendense.repository.gc import run as gc_run
+from sendense.repository.gc.protocol import Collector
+from sendense.repository.gc.verdict import Limits
 from sendense.repository.manifest import DiskIdentity, DiskTotals, ManifestDraft, Mode, VmRecord
+from sendense.repository.pack import BLOB, HEADER
 from sendense.repository.repository import NO_RESERVE, Repository
 from sendense.repository.storage.local import LocalStorage
 from tests.unit.cli.conftest import Run
@@ -39,7 +43,7 @@ def _back_up(repository: Repository, backup_id: str, disk: bytes) -> None:
             if chunk.is_zero(plain):
                 writer.put_zero(index)
                 continue
-            chunk_id = chunk.identify(plain)
+            chunk_id = repository.identify(plain)
             if writer.find_known([chunk_id])[0]:
                 writer.put_known(index, chunk_id)
             else:
@@ -190,3 +194,123 @@ def test_ctrl_c_stops_a_restore_and_leaves_no_half_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         standalone._run(session, _Endless(), request)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def deleted(place: Path) -> Path:
+    """A repository whose only backup was deleted."""
+    repository = Repository.open(LocalStorage(place), clock=ManualClock(), ids=SeededIds(7))
+    repository.delete_backup("backup-1", who="tester", why="test")
+    repository.close()
+    return place
+
+
+def test_the_space_of_a_deleted_backup_comes_back(run: Run, deleted: Path) -> None:
+    result = run("repository", "gc", str(deleted), "--preview")
+    assert "Deleted backups" in result.out, result.err
+    found = json.loads(run("repository", "gc", str(deleted), "--preview", "--json").out)
+    assert (found["backup_count"], found["waits_for"]) == (1, [])
+    assert found["freed_bytes"] == found["total_bytes"] > 0
+
+    assert run("repository", "gc", str(deleted), "--now").code == 2  # nobody is there to ask
+    result = run("repository", "gc", str(deleted), "--now", "--yes")
+    assert result.code == 0, result.err
+    assert "freed: 2 packs, 1 deleted backup" in result.out
+    again = json.loads(run("repository", "gc", str(deleted), "--now", "--yes", "--json").out)
+    assert (again["is_done"], again["pack_count"]) == (True, 0)
+    assert run("repository", "check", str(deleted)).code == 0
+
+
+def test_without_now_a_day_lies_between_condemning_and_deleting(run: Run, deleted: Path) -> None:
+    result = run("repository", "gc", str(deleted))
+    assert result.code == 0, result.err
+    assert "0 B freed" in result.out
+    assert "in 1 d 00 h" in result.out or "in 23 h 59 min" in result.out
+    assert list((deleted / "packs").rglob("*/*")) != []
+
+
+def test_who_would_delete_much_is_asked(
+    run: Run, deleted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standalone_gc, "LIMITS", Limits(condemn_bytes=0))
+    result = run("repository", "gc", str(deleted))
+    assert result.code == 2
+    assert "Go on?" in result.err
+    assert list((deleted / "packs").rglob("*/*")) != []
+
+
+def test_a_session_that_is_waited_for_is_named(
+    run: Run, deleted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository.open(LocalStorage(deleted), clock=ManualClock(), ids=SeededIds(8))
+    repository.begin_session("open")
+    monkeypatch.setattr(gc_run, "POLL_SECONDS", 0.01)
+    looks = iter(range(3))
+    is_drained = Collector._is_drained
+
+    def end_at_last(self: Collector, number: int) -> bool:
+        if next(looks) == 2:
+            repository.abort("open", "cancelled")
+        return is_drained(self, number)
+
+    monkeypatch.setattr(Collector, "_is_drained", end_at_last)
+    result = run("repository", "gc", str(deleted), "--now", "--yes")
+    assert result.code == 0, result.err
+    assert "waiting for 1 session" in result.err
+
+
+def _spoil(place: Path) -> Path:
+    """Flip a bit in the first blob of the only pack of data; return the pack."""
+    (victim,) = (place / "packs").rglob("*/*")
+    data = bytearray(victim.read_bytes())
+    data[HEADER.size + BLOB.size + 3] ^= 1
+    victim.chmod(0o600)
+    victim.write_bytes(data)
+    return victim
+
+
+@pytest.mark.parametrize("level", ["v0", "v2", "v4"])
+def test_a_whole_repository_is_verified(run: Run, place: Path, level: str) -> None:
+    result = run("repository", "verify", str(place), "--level", level)
+    assert result.code == 0, result.err
+    assert "0 left for the next run" in result.out
+    found = json.loads(run("repository", "verify", str(place), "--budget", "1B", "--json").out)
+    assert (found["clean"], found["verified_count"], found["left_count"]) == (True, 1, 1)
+    assert run("repository", "verify", str(place), "--budget", "much").code == 2
+
+
+def test_damage_is_found_named_and_salvaged_around(run: Run, place: Path, tmp_path: Path) -> None:
+    victim = _spoil(place)
+    result = run("repository", "verify", str(place))
+    assert result.code == 7
+    assert f"bad: packs/{victim.parent.name}/{victim.name}" in result.out
+    assert "disk 2000 of backup backup-1" in result.out
+    found = json.loads(run("repository", "verify", str(place), "--json").out)
+    assert (found["clean"], found["quarantined_count"]) == (False, 1)
+
+    target = tmp_path / "disk.raw"
+    arguments = ["--backup", "backup-1", "--to", str(target)]
+    assert run("repository", "restore", str(place), *arguments).code == 7
+    assert not target.exists()
+    result = run("repository", "restore", str(place), *arguments, "--salvage")
+    assert result.code == 7
+    assert "are lost, and zeros there" in result.err
+    (lost,) = json.loads((tmp_path / "disk.raw.lost.json").read_text())
+    expected = bytearray(DISK)
+    expected[lost["start"] : lost["start"] + lost["length"]] = bytes(lost["length"])
+    assert target.read_bytes() == bytes(expected)
+    assert lost["reason"]
+    told = json.loads(
+        run(
+            "repository", "restore", str(place), *arguments, "--salvage", "--overwrite", "--json"
+        ).out
+    )
+    assert told["lost"] == [lost]
+
+
+def test_a_salvage_of_a_whole_backup_is_a_restore(run: Run, place: Path, tmp_path: Path) -> None:
+    target = tmp_path / "disk.raw"
+    arguments = ["--backup", "backup-1", "--to", str(target), "--salvage"]
+    assert run("repository", "restore", str(place), *arguments).code == 0
+    assert target.read_bytes() == DISK
+    assert not (tmp_path / "disk.raw.lost.json").exists()
