@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import contenders, content, report
+from benchmarks import catalog, contenders, content, garbage, report
 from benchmarks.contenders import Contender, Figures
 from benchmarks.report import Table
 from sendense.core import units
@@ -136,7 +136,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller image, fewer rounds")
     parser.add_argument("--rounds", type=int, help="how often each contender runs")
     parser.add_argument("--json", action="store_true", help="print figures for programs")
-    given = parser.parse_args()
+    parser.add_argument("--catalog", action="store_true", help="measure lists of 100,000 backups")
+    parser.add_argument("--gc", action="store_true", help="measure a garbage collection")
+    given, rest = parser.parse_known_args()
+    if given.catalog or given.gc:
+        (catalog if given.catalog else garbage).main(rest)
+        return
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
     size = CONTENT_BYTES_QUICK if given.quick else CONTENT_BYTES
     rounds = given.rounds or (ROUNDS_QUICK if given.quick else ROUNDS)
     image = content.make_image(CACHE, content_bytes=size)

@@ -33,6 +33,7 @@ from sendense.repository.repository import Repository
 from sendense.repository.storage.local import LocalStorage
 
 KEY = 2000
+ROOT_KEY = bytes(range(32))  # encryption is what users run with
 MEMORY_SECONDS = 0.02  # how often anonymous memory is looked at
 
 
@@ -64,14 +65,24 @@ def open_view(socket: Path, changes: Path | None) -> SocketView:
     return SocketView(address, size, tuple(Extent(start, length) for start, length in listed))
 
 
+def open_repository(repository: Path) -> Repository:
+    """Open the repository in a folder as a worker does."""
+    return Repository.open(
+        LocalStorage(repository), root_key=ROOT_KEY, clock=SystemClock(), ids=SystemIds()
+    )
+
+
 def back_up(view: SocketView, repository: Path, *, name: str, parent: str | None) -> dict[str, int]:
     """Back up a disk, commit, and return the bytes that were counted."""
     if not repository.exists():
         repository.mkdir(parents=True)
         Repository.create(
-            LocalStorage(repository), RepositorySettings(), clock=SystemClock(), ids=SystemIds()
+            LocalStorage(repository),
+            RepositorySettings(root_key=ROOT_KEY),
+            clock=SystemClock(),
+            ids=SystemIds(),
         )
-    place = Repository.open(LocalStorage(repository), clock=SystemClock(), ids=SystemIds())
+    place = open_repository(repository)
     place.begin_session(name, parents=[parent] if parent else [])
     disk = DiskIdentity(KEY, 0, "disk", "uuid", view.size_bytes)
     task = Task(
@@ -99,7 +110,7 @@ def back_up(view: SocketView, repository: Path, *, name: str, parent: str | None
 
 def restore_disk(repository: Path, target: Path, *, name: str) -> dict[str, int]:
     """Restore a backup's disk to a raw file and return the bytes that were counted."""
-    place = Repository.open(LocalStorage(repository), clock=SystemClock(), ids=SystemIds())
+    place = open_repository(repository)
     with place.open_disk_reader(name, KEY) as reader:
         done = restore.restore_disk_to_file(
             reader,

@@ -58,7 +58,7 @@ def make_guest(folder: Path, story: Story) -> Guest:
     with story.step("build", "A guest is built from Debian packages") as told:
         made = image.build()
         files = folder / "files"
-        _gather_files(files)
+        gather_files(files)
         disks.make_partitioned(folder / "system.qcow2", SYSTEM_BYTES, files, image_format="qcow2")
         disks.make_filesystem(folder / "data.qcow2", DATA_BYTES, image_format="qcow2")
         content = sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
@@ -80,7 +80,7 @@ def make_guest(folder: Path, story: Story) -> Guest:
     )
 
 
-def _gather_files(folder: Path) -> None:
+def gather_files(folder: Path) -> None:
     """Fill a folder with real files: the standard library of the Python that runs this."""
     source = Path(sysconfig.get_paths()["stdlib"])
     shutil.copytree(
@@ -166,9 +166,9 @@ def _back_up(scene: Scene, backup_type: str, title: str) -> None:
         written = _read_counter(scene) - before
         backup = hub.get(f"/backups/{accepted['backup_id']}")
         scene.points.append(backup["backup_id"])
-        told.extend(_describe(backup))
+        told.extend(describe_backup(backup))
         told.append(f"the guest wrote {written} rounds during the transfer")
-    scene.story.figures[f"backup_{point}"] = _figures(backup)
+    scene.story.figures[f"backup_{point}"] = figures_of(backup)
     scene.story.check(
         f"type_{point}",
         f"it was {backup_type}"
@@ -191,7 +191,8 @@ def _read_counter(scene: Scene) -> int:
     return int(scene.guest.shell("cat /mnt/system/counter").strip() or 0)
 
 
-def _describe(backup: dict[str, Any]) -> list[str]:
+def describe_backup(backup: dict[str, Any]) -> list[str]:
+    """Return what there is to tell of a backup, line by line."""
     sizes = {name: format_size(backup[name]) for name in ("bytes_read", "total_bytes", "bytes_new")}
     lines = [
         "{bytes_read} of {total_bytes} read, {bytes_new} new stored; ".format(**sizes)
@@ -206,7 +207,8 @@ def _describe(backup: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _figures(backup: dict[str, Any]) -> dict[str, Any]:
+def figures_of(backup: dict[str, Any]) -> dict[str, Any]:
+    """Return a backup's figures for programs."""
     names = ("backup_type", "consistency", "total_bytes", "bytes_read", "bytes_new")
     return {name: backup[name] for name in (*names, "bytes_deduplicated")}
 
@@ -296,8 +298,8 @@ def _back_up_frozen(scene: Scene) -> None:
         accepted = hub.post("/backups", body)
         hub.wait_for_job(accepted["job_id"])
         backup = hub.get(f"/backups/{accepted['backup_id']}")
-        told.extend(_describe(backup))
-    scene.story.figures["backup_frozen"] = _figures(backup)
+        told.extend(describe_backup(backup))
+    scene.story.figures["backup_frozen"] = figures_of(backup)
     scene.story.check(
         "frozen",
         "the guest agent froze the file systems for the moment, and the guest writes again",

@@ -145,6 +145,11 @@ class Guest:
         assert self._monitor is not None, "the guest is not running"
         return self._monitor
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not been stopped since."""
+        return self._process is not None
+
     def __enter__(self) -> Self:
         return self
 

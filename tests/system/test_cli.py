@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -160,6 +161,9 @@ def lab(server: Server) -> Server:
     place = server.folder / "backups"
     made = server.run("repository", "add", "main", "--path", str(place))
     assert made.code == 0, made.err
+    (key,) = re.findall(r"SENDENSE-1(?:-[A-Z2-7]{4}){14}", made.out)
+    (server.folder / "key.txt").write_text(f"{key}\n")
+    (server.folder / "key.txt").chmod(0o600)
     return server
 
 
@@ -196,15 +200,17 @@ def test_a_vm_is_backed_up_and_restored_bit_for_bit(lab: Server) -> None:
 
     place = str(lab.folder / "backups")
     standalone = lab.folder / "standalone.raw"
-    arguments = ["--backup", oldest, "--disk", "0", "--to", str(standalone)]
+    key = ["--recovery-key-file", str(lab.folder / "key.txt")]
+    arguments = ["--backup", oldest, "--disk", "0", "--to", str(standalone), *key]
     alone = lab.run("repository", "restore", place, *arguments, SENDENSE_URL="http://127.0.0.1:1")
     assert alone.code == 0, alone.err
     assert standalone.read_bytes() == before
     for repository in (place, "main"):
-        checked = lab.run("repository", "check", repository)
+        checked = lab.run("repository", "check", repository, *key)
         assert checked.code == 0, checked.err
         assert "whole" in checked.out
-    inside = lab.ask("repository", "list", place)
+    inside = lab.ask("repository", "list", place, *key)
+    assert lab.run("repository", "list", place).code == 5
     assert {newest, oldest} <= {backup["backup_id"] for backup in inside["backups"]}
 
 
@@ -224,7 +230,8 @@ def test_a_restore_to_qcow2_holds_the_same_disk(lab: Server) -> None:
 def test_failures_end_with_the_status_of_their_class(
     lab: Server, call: Callable[..., Result]
 ) -> None:
-    target = str(lab.folder / "x.raw")
+    target, key = str(lab.folder / "x.raw"), str(lab.folder / "key.txt")
+    inside = (str(lab.folder / "backups"), "--backup", "x", "--to", target)
     backup = lab.ask("backup", "start", "pgtest1", "-r", "main", "--disk", "1")["backup_id"]
     (lab.folder / "taken.raw").write_bytes(b"precious")
     cases = {
@@ -240,7 +247,8 @@ def test_failures_end_with_the_status_of_their_class(
         ("restore", "start", backup, "--disk", "1", "--to", "/etc/sendense.raw"): 5,
         ("source", "add", "etc", "--type", "image", "--vm", "a=/etc/passwd"): 5,
         ("vm", "list", "--url", "http://127.0.0.1:1"): 6,
-        ("repository", "restore", str(lab.folder / "backups"), "--backup", "x", "--to", target): 3,
+        ("repository", "restore", *inside, "--recovery-key-file", key): 3,
+        ("repository", "restore", *inside): 5,
     }
     for arguments, code in cases.items():
         result = call(*arguments)
@@ -292,7 +300,7 @@ def test_every_list_and_show_works_on_real_answers(
         ("repository", "storage", "main"),
         ("repository", "update", "main", "--disable"),
         ("repository", "update", "main", "--enable"),
-        ("repository", "stats", str(lab.folder / "backups")),
+        ("repository", "stats", str(lab.folder / "backups"), "--recovery-key-file", "key.txt"),
         ("backup", "list", "--status", "completed", "--type", "full", "--tag", "why=test"),
         ("backup", "list", "--after", "2020-01-01T00:00:00Z", "--limit", "1"),
         ("backup", "show", backup["backup_id"]),

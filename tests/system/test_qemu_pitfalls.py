@@ -238,6 +238,26 @@ def test_leftovers_of_another_job_are_cleared_without_losing_its_changes(
     chain.settle()
 
 
+@pytest.mark.parametrize("outcome", SnapshotOutcome)
+def test_a_late_clean_up_does_not_touch_the_snapshot_that_stands(
+    shared_guest: Guest, source: QemuSource, folder: Path, outcome: SnapshotOutcome
+) -> None:
+    chain = Chain(source, shared_guest, folder)
+    chain.back_up()
+    old = chain.snapshot
+    assert old is not None
+    shared_guest.shell("dd if=/dev/urandom of=/mnt/a/late bs=64k count=4; sync")
+    chain.take()
+    live = frozenset(change_id for change_id in chain.change_ids.values() if change_id)
+    source.remove_snapshot(old.reference, outcome, live)
+    chain.transfer()
+    chain.compare()
+    chain.settle()
+    shared_guest.shell("dd if=/dev/urandom of=/mnt/a/later bs=64k count=4; sync")
+    chain.back_up()
+    assert chain.list_reasons() == [None, None]
+
+
 def test_a_missing_link_between_bitmaps_leads_to_a_full_read(
     shared_guest: Guest, source: QemuSource, folder: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""A vCenter for the demonstration and the tests: govmomi's simulator, and what it cannot do."""
