@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 # Longer than any transaction of ours; a writer that waits this long has met a bug or a dead disk.
 BUSY_SECONDS_MAX = 30.0
 # A step between two statements takes milliseconds; whoever needs this long is frozen.
+PACKED_BYTES_MAX = 1 << 24  # of `packed` rows in MariaDB: 30,000 disks in one backup
 IDLE_SECONDS_MAX = 10
 CONNECT_SECONDS_MAX = 10
 # A server that is dead or cut off is given up after this; longer than the wait for a lock.
@@ -104,6 +105,7 @@ def _create_mariadb(url: URL, answer_seconds_max: int) -> Engine:
         "innodb_lock_wait_timeout": int(BUSY_SECONDS_MAX),
         "lock_wait_timeout": int(BUSY_SECONDS_MAX),
         "idle_transaction_timeout": IDLE_SECONDS_MAX,
+        "group_concat_max_len": PACKED_BYTES_MAX,
     }
     return _create(
         url.update_query_dict({"charset": "utf8mb4"}),
