@@ -26,7 +26,7 @@ from tests.vcsim.fixtures import require_simulator
 
 pytestmark = pytest.mark.timeout(600)
 
-MOMENTS, MOMENTS_LONG = 10, 40
+MOMENTS, MOMENTS_LONG = 4, 40
 READ_SECONDS = 0.05  # makes reading last as long as the rest, so that moments fall into it
 USERS = "before the update"
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sendense.core.errors import Corrupt, NotFound
-from sendense.repository import backups, format
+from sendense.repository import backups, format, session
 from sendense.repository.check import check
 from sendense.repository.format import Frame
 from sendense.repository.keyed import KeyedStorage
@@ -123,6 +123,22 @@ def test_an_object_that_vanishes_after_the_listing_is_passed_over(
     monkeypatch.setattr(format, "get_frame", collected)
     assert [one.backup_id for one in opened.list_backups()] == ["two"]
     assert opened.backups.list_deleted() == []
+
+
+def test_an_outcome_that_vanishes_after_the_listing_makes_up_for_no_manifest(
+    storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _damage(storage, Kit(storage).open().get_backup("two").name)
+    opened = Kit(storage).open(seed=5)
+    real = session.find_outcome
+
+    def collected(at: KeyedStorage, session_id: str) -> session.Outcome | None:
+        at.delete(session.OUTCOMES + session_id)
+        return real(at, session_id)
+
+    monkeypatch.setattr(session, "find_outcome", collected)
+    found, damaged = opened.backups.scan()
+    assert ([one.backup_id for one in found], len(damaged)) == (["one"], 1)
 
 
 def test_of_the_manifests_only_a_bounded_number_is_kept(

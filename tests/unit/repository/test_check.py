@@ -98,6 +98,12 @@ def test_of_two_that_create_a_repository_at_once_one_is_told(
     assert storage.get(descriptor.NAME) == before
 
 
+def test_a_disk_of_zeros_has_no_map_to_check(storage: MemoryStorage) -> None:
+    kit.back_up(Kit(storage).open(seed=5), "zeros", bytes(2 * CHUNK))
+    report = check(Kit(storage).open(seed=6), read_data=True)
+    assert (report.clean, report.disk_count) == (True, 2)
+
+
 def test_problems_beyond_the_limit_are_counted_only(
     storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
