@@ -37,7 +37,7 @@ fix:
     ruff format .
     ruff check .
 
-# Measure beside nbdcopy and qemu-img; `./dev bench --help` tells more
+# Measure beside restic, borg, nbdcopy and qemu-img; `./dev bench --help` tells more
 [no-exit-message]
 bench *arguments:
     python -m benchmarks "$@"

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import memory
 from sendense.core import units
 from sendense.nbd import process
 
@@ -31,6 +32,13 @@ class Figures:
     memory: int
     counted: dict[str, int]
 
+    def counting(self, **counted: int) -> "Figures":
+        """Return the same run with more that was counted."""
+        return replace(self, counted={**self.counted, **counted})
+
+
+Prepare = Callable[[], None]
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -39,7 +47,7 @@ class Contender:
     name: str
     shown: str
     run: Callable[[], Figures]
-    prepare: Callable[[], None] = lambda: None
+    prepare: Prepare = lambda: None
 
 
 @contextmanager
@@ -59,16 +67,36 @@ def run_ours(action: str, *arguments: str) -> Figures:
     return Figures(told["seconds"], told["cpu"], told["memory"], counted)
 
 
-def run_program(command: Sequence[str], *, output: Path | None = None) -> Figures:
+def run_program(
+    command: Sequence[str],
+    *,
+    output: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    within: Path | None = None,
+) -> Figures:
     """Run a program to its end; what it wrote counts as `bytes_stored`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, cwd=within
+        ) as process,
+        memory.watched(process.pid) as peak,
+    ):
+        _, told = process.communicate()
     seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {told.decode()}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     counted = {"bytes_stored": output.stat().st_blocks * units.SECTOR} if output else {}
-    return Figures(seconds, cpu, 0, counted)
+    return Figures(seconds, cpu, peak[0], counted)
+
+
+def count_stored(folder: Path) -> int:
+    """Return what the files below a folder take on the disk."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum(one.st_blocks * units.SECTOR for one in found)
 
 
 def remove(*paths: Path) -> None:
@@ -81,23 +109,32 @@ def remove(*paths: Path) -> None:
     os.sync()
 
 
-def list_peers(socket: Path, folder: Path) -> list[Contender]:
+def to_null(socket: Path) -> Contender:
+    """Return nbdcopy that throws away what it reads: the source's own limit."""
+    return _copy("nbdcopy to null", ["nbdcopy", _uri(socket), "null:"])
+
+
+def list_copies(socket: Path, folder: Path) -> list[Contender]:
     """Return nbdcopy and qemu-img over the whole disk, all of them durable at the end."""
-    uri = f"nbd+unix:///?socket={socket}"
+    uri = _uri(socket)
     copy = folder / "nbdcopy.raw"
     raw = folder / "qemu.raw"
     packed = folder / "qemu.qcow2"
     convert = ["qemu-img", "convert", "-W", "-m", "16", "-t", "writeback"]
     zstd = ["-O", "qcow2", "-c", "-o", "compression_type=zstd"]
     return [
-        _peer("nbdcopy to null", ["nbdcopy", uri, "null:"]),
-        _peer("nbdcopy to file", ["nbdcopy", "--flush", uri, str(copy)], copy),
-        _peer("qemu-img to raw", [*convert, "-O", "raw", uri, str(raw)], raw),
-        _peer("qemu-img to qcow2, zstd", [*convert, *zstd, uri, str(packed)], packed),
+        to_null(socket),
+        _copy("nbdcopy to file", ["nbdcopy", "--flush", uri, str(copy)], copy),
+        _copy("qemu-img to raw", [*convert, "-O", "raw", uri, str(raw)], raw),
+        _copy("qemu-img to qcow2, zstd", [*convert, *zstd, uri, str(packed)], packed),
     ]
 
 
-def _peer(name: str, command: list[str], output: Path | None = None) -> Contender:
+def _uri(socket: Path) -> str:
+    return f"nbd+unix:///?socket={socket}"
+
+
+def _copy(name: str, command: list[str], output: Path | None = None) -> Contender:
     def prepare() -> None:
         if output is not None:
             remove(output)
@@ -105,13 +142,13 @@ def _peer(name: str, command: list[str], output: Path | None = None) -> Contende
     return Contender(name, " ".join(command), lambda: run_program(command, output=output), prepare)
 
 
-def limit(socket: Path) -> Contender:
-    """Return the limit: read, hash and compress on all cores, write nothing."""
-    command = [sys.executable, "-m", "benchmarks.limit", str(socket)]
+def limit(name: str, *arguments: str) -> Contender:
+    """Return one of the machine's limits; see benchmarks/limit.py."""
+    command = [sys.executable, "-m", "benchmarks.limit", *arguments]
 
     def run() -> Figures:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         told = json.loads(done.stdout)
         return Figures(told["seconds"], told["cpu"], 0, {"bytes_read": told["bytes_read"]})
 
-    return Contender("limit: read, hash, zstd-1", "python -m benchmarks.limit", run)
+    return Contender(f"limit: {name}", "python -m benchmarks.limit", run)

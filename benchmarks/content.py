@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sendense.core import units
 
@@ -18,6 +19,7 @@ FILE_BYTES_MAX = 64 * units.MIB  # one huge file would be most of a small image
 FILES_MAX = 200_000
 UUID = "5e4d0000-0000-4000-8000-000000000001"
 CHANGE_BYTES = 64 * units.KIB
+CHUNK_BYTES = 512 * units.KIB  # a default repository's
 MARK = "v2"  # changes when the recipe does, so that old images are not taken for new ones
 
 
@@ -65,22 +67,57 @@ def list_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def scatter_changes(path: Path, *, count: int, seed: int) -> list[tuple[int, int]]:
-    """Overwrite so many places of 64 KiB within the data and return them as (offset, length).
+def make_wide(path: Path, image: Path, *, size: int, places: int, seed: int) -> None:
+    """Make a sparse disk with real content in so many chunks, scattered all over it.
 
-    The new bytes compress like the old ones: they are taken from elsewhere in the image and
-    stamped, so that no chunk of them is in the repository already.
+    Each is of an image's data, stamped, so that no two are equal.
     """
     chooser = random.Random(seed)
-    size = path.stat().st_size
-    places = sorted(chooser.sample(range(size // CHANGE_BYTES), count))
-    with path.open("r+b") as image:
-        for place in places:
-            image.seek(chooser.randrange(size // CHANGE_BYTES) * CHANGE_BYTES)
-            data = bytearray(image.read(CHANGE_BYTES))
-            data[:16] = chooser.randbytes(16)
-            image.seek(place * CHANGE_BYTES)
-            image.write(data)
-        image.flush()
-        os.fsync(image.fileno())
-    return [(place * CHANGE_BYTES, CHANGE_BYTES) for place in places]
+    with path.open("wb") as disk, image.open("rb") as source:
+        disk.truncate(size)
+        for index in sorted(chooser.sample(range(size // CHUNK_BYTES), places)):
+            disk.seek(index * CHUNK_BYTES)
+            disk.write(_stamped(source, CHUNK_BYTES, chooser))
+        disk.flush()
+        os.fsync(disk.fileno())
+
+
+def change_wide(path: Path, image: Path, *, seed: int) -> list[tuple[int, int]]:
+    """Overwrite a place of 64 KiB in each chunk with data; return them as (offset, length)."""
+    chooser = random.Random(seed)
+    changes = []
+    with path.open("r+b") as disk, image.open("rb") as source:
+        for index in _list_data_chunks(disk):
+            offset = (
+                index * CHUNK_BYTES + chooser.randrange(CHUNK_BYTES // CHANGE_BYTES) * CHANGE_BYTES
+            )
+            disk.seek(offset)
+            disk.write(_stamped(source, CHANGE_BYTES, chooser))
+            changes.append((offset, CHANGE_BYTES))
+        disk.flush()
+        os.fsync(disk.fileno())
+    return changes
+
+
+def _stamped(source: BinaryIO, length: int, chooser: random.Random) -> bytes:
+    """Return data from anywhere in a file that is not all zero, unlike any other."""
+    size = os.fstat(source.fileno()).st_size
+    data = bytes(length)
+    while data.count(0) > length // 2:
+        source.seek(chooser.randrange(size // length) * length)
+        data = source.read(length)
+    return chooser.randbytes(16) + data[16:]
+
+
+def _list_data_chunks(disk: BinaryIO) -> list[int]:
+    found: set[int] = set()
+    end = os.fstat(disk.fileno()).st_size
+    place = 0
+    while place < end:
+        try:
+            start = os.lseek(disk.fileno(), place, os.SEEK_DATA)
+        except OSError:  # nothing but a hole follows
+            break
+        place = os.lseek(disk.fileno(), start, os.SEEK_HOLE)
+        found.update(range(start // CHUNK_BYTES, -(-place // CHUNK_BYTES)))
+    return sorted(found)

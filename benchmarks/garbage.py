@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.ours import KEY, ROOT_KEY, open_repository, watched_memory
+from benchmarks import memory
+from benchmarks.ours import KEY, ROOT_KEY, open_repository
 from sendense.core import units
 from sendense.core.clock import SystemClock
 from sendense.core.ids import SystemIds
@@ -88,7 +89,7 @@ def write(place: Repository, vm: int, turn: int, changed: Sequence[int], *, size
 def collect(folder: Path) -> dict[str, object]:
     """Collect all that can be collected now, and say how long each part took."""
     spent: dict[str, float] = {}
-    with watched_memory() as peak:
+    with memory.watched() as peak:
         began = time.perf_counter()
         place = open_repository(folder)
         collector = Collector(place, Options(grace_seconds=0, is_confirmed=True))

@@ -1,6 +1,6 @@
 """One measured run of Sendense's data plane, in a process of its own: prints JSON figures.
 
-    python -m benchmarks.ours full|incremental|restore …
+    python -m benchmarks.ours full|incremental|restore|verify …
 
 What is timed is what a worker does for a job: open the repository, begin the session, transfer,
 commit. The interpreter's start is not, for a worker runs for weeks.
@@ -8,15 +8,13 @@ commit. The interpreter's start is not, for a worker runs for weeks.
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sendense.core import units
+from benchmarks import memory
 from sendense.core.clock import SystemClock
 from sendense.core.extent import Extent
 from sendense.core.ids import SystemIds
@@ -31,10 +29,11 @@ from sendense.repository.descriptor import RepositorySettings
 from sendense.repository.manifest import DiskIdentity, ManifestDraft, VmRecord
 from sendense.repository.repository import Repository
 from sendense.repository.storage.local import LocalStorage
+from sendense.repository.verify import run as verify
+from sendense.repository.verify.run import Level
 
 KEY = 2000
 ROOT_KEY = bytes(range(32))  # encryption is what users run with
-MEMORY_SECONDS = 0.02  # how often anonymous memory is looked at
 
 
 @dataclass(frozen=True)
@@ -121,48 +120,30 @@ def restore_disk(repository: Path, target: Path, *, name: str) -> dict[str, int]
     return {"bytes_written": done.bytes_written}
 
 
-def anonymous_bytes() -> int:
-    """Return this process's anonymous resident memory; mapped files are not in it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * units.KIB
-    raise AssertionError("Linux tells RssAnon")
-
-
-@contextmanager
-def watched_memory() -> Iterator[list[int]]:
-    """Give a list whose only item is the highest anonymous memory seen so far."""
-    peak = [0]
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(MEMORY_SECONDS):
-            peak[0] = max(peak[0], anonymous_bytes())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        thread.join()
+def verify_all(repository: Path) -> dict[str, int]:
+    """Decode all that is stored, as a verification at its usual level does."""
+    report = verify.verify(open_repository(repository), Level.DECODED)
+    assert report.clean, report
+    return {"bytes_read": report.verified_bytes}
 
 
 def main() -> None:
     """Run what the command line says and print the figures."""
     parser = argparse.ArgumentParser(prog="benchmarks.ours")
-    parser.add_argument("action", choices=["full", "incremental", "restore"])
+    parser.add_argument("action", choices=["full", "incremental", "restore", "verify"])
     parser.add_argument("--repository", type=Path, required=True)
-    parser.add_argument("--name", required=True)
+    parser.add_argument("--name")
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--parent")
     parser.add_argument("--changes", type=Path)
     parser.add_argument("--target", type=Path)
     given = parser.parse_args()
-    with watched_memory() as peak:
+    with memory.watched() as peak:
         cpu, started = time.process_time(), time.perf_counter()
         if given.action == "restore":
             counted = restore_disk(given.repository, given.target, name=given.name)
+        elif given.action == "verify":
+            counted = verify_all(given.repository)
         else:
             view = open_view(given.socket, given.changes)
             counted = back_up(view, given.repository, name=given.name, parent=given.parent)

@@ -37,8 +37,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison: every row is set against the row `ours`."""
+    """A comparison: every row is set against the row `ours`. The key names it in goals."""
 
+    key: str
     title: str
     rows: tuple[Row, ...]
     ours: str
@@ -72,7 +73,7 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table for programs."""
-        return {"title": self.title, "rows": [row.to_json() for row in self.rows]}
+        return {"key": self.key, "title": self.title, "rows": [row.to_json() for row in self.rows]}
 
 
 def _size(counted: Mapping[str, int], key: str) -> str:
