@@ -13,6 +13,7 @@ from sendense.engine import publish, rawfile
 from sendense.engine.control import Control
 from sendense.engine.progress import Progress
 from sendense.engine.restore import Format, RestoreRequest, restore_disk_to_file
+from sendense.repository.storage import direct
 from sendense.repository.storage.base import Storage
 from sendense.repository.storage.memory import MemoryStorage
 from tests.crash import scenarios
@@ -103,6 +104,7 @@ def test_the_target_s_system_may_fail_at_any_call(
         system = FailingSystem(at=at, number=number)
         with monkeypatch.context() as patched:
             patched.setattr(rawfile, "os", system)
+            patched.setattr(direct, "os", system)
             patched.setattr(publish, "os", system)
             for name in ("unlink", "replace", "hardlink_to"):
                 patched.setattr(Path, name, system.counted(getattr(Path, name)))

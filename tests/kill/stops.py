@@ -41,7 +41,7 @@ class Entry:
 
 def install(folder: Path) -> None:
     """Put stops around every step of this process, and make reads as slow as `slow` says."""
-    run_step, read_many, execute = Flow.run, Client.read_many, Qmp.execute
+    run_step, read_all, execute = Flow.run, Client._read, Qmp.execute
 
     def run(self: Flow[Any], step: Any, *args: Any, **kwargs: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
@@ -53,7 +53,7 @@ def install(folder: Path) -> None:
         return run_step(self, dataclasses.replace(step, function=call), *args, **kwargs)
 
     def read(self: Client, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        for one in read_many(self, *args, **kwargs):
+        for one in read_all(self, *args, **kwargs):
             with contextlib.suppress(FileNotFoundError):
                 threading.Event().wait(float((folder / "slow").read_text()))
             yield one
@@ -66,7 +66,7 @@ def install(folder: Path) -> None:
 
     Qmp.execute = ask  # type: ignore[method-assign]
     Flow.run = run  # type: ignore[method-assign]
-    Client.read_many = read  # type: ignore[method-assign]
+    Client._read = read  # type: ignore[method-assign]
 
 
 def _pass(folder: Path, when: str, step: str, workflow_id: str) -> None:

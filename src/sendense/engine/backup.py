@@ -22,7 +22,7 @@ from sendense.engine.ledger import Ledger, Loaded, Verdict
 from sendense.engine.pipeline import Item, Stage
 from sendense.engine.plan import Decision, Mode
 from sendense.engine.progress import Phase, Progress
-from sendense.engine.stages import Compressor, Reader
+from sendense.engine.stages import Buffers, Compressor, Reader
 from sendense.engine.worklist import BATCH_BYTES, Action, Batch, Run, Worklist
 from sendense.repository import chunk
 from sendense.repository.manifest import DiskRecord, DiskTotals
@@ -120,6 +120,7 @@ class _Backup:
         self._settings = settings
         self._control = control
         self._progress = progress
+        self._buffers = Buffers(max(BATCH_BYTES, chunk.SIZE_MAX))
 
     def run(self) -> Transfer:
         """Back up the disk: incrementally where that is decided and holds, else in full."""
@@ -187,6 +188,7 @@ class _Backup:
         with closing(self._read(batches, writer)) as loaded:
             for one in loaded:
                 index = one.batch.runs[0].first
+                self._buffers.give(one.buffer)
                 if one.ids[0] != writer.parent_id(index):
                     return index
         return None
@@ -228,7 +230,12 @@ class _Backup:
         stage = Stage(
             "read",
             connections,
-            lambda: Reader(self._view, chunk_size=writer.chunk_size, identify=writer.identify),
+            lambda: Reader(
+                self._view,
+                chunk_size=writer.chunk_size,
+                identify=writer.identify,
+                buffers=self._buffers,
+            ),
         )
         items = (Item(batch.bytes_to_read + BATCH_OVERHEAD, batch) for batch in batches)
         return pipeline.run(
@@ -240,7 +247,11 @@ class _Backup:
 
     def _compress(self, verdicts: Iterable[Verdict]) -> Generator[Verdict, None, None]:
         threads = self._settings.compressors or _count_cores()
-        stage = Stage("compress", threads, lambda: Compressor(level=self._settings.level))
+        stage = Stage(
+            "compress",
+            threads,
+            lambda: Compressor(level=self._settings.level, buffers=self._buffers),
+        )
         items = (Item(verdict.bytes_new + BATCH_OVERHEAD, verdict) for verdict in verdicts)
         return pipeline.run(
             items,

@@ -22,9 +22,10 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A batch with the bytes and ids of all its chunks to read, in order."""
+    """A batch with the bytes and ids of all its chunks to read, in order; they lie in `buffer`."""
 
     batch: Batch
+    buffer: bytearray
     chunks: list[memoryview]
     ids: list[bytes]
 
@@ -44,9 +45,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A batch with what becomes of each of its chunks that were read, in order."""
+    """A batch with what becomes of each of its chunks that were read, in order.
+
+    `buffer` holds their `data`, and other bytes once they are encoded.
+    """
 
     batch: Batch
+    buffer: bytearray
     chunks: list[Judged]
 
     @property
@@ -73,6 +78,7 @@ class Ledger:
         known = self._find_known(loaded.ids)
         return Verdict(
             loaded.batch,
+            loaded.buffer,
             [
                 self._judge(index, data, chunk_id, is_known=chunk_id in known)
                 for index, data, chunk_id in zip(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sendense.core.errors import Unavailable
 from sendense.engine.control import Control
+from sendense.repository.storage.direct import DirectWriter
 
 FILE_MODE = 0o600  # a disk holds all secrets of its guest
 
@@ -19,6 +20,7 @@ class RawFile:
         self._handle = os.open(path, flags, FILE_MODE)
         try:
             os.truncate(self._handle, size_bytes)
+            self._writer = DirectWriter(self._handle)
         except BaseException:
             os.close(self._handle)
             raise
@@ -29,15 +31,11 @@ class RawFile:
 
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes at their place. Raises OSError."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._handle, view, offset)
-            offset += written
-            view = view[written:]
+        self._writer.write(offset, data)
 
     def finish(self, control: Control) -> None:
         """Make all of it durable and check its length."""
-        control.run_apart(lambda: os.fsync(self._handle), name="sync-target")
+        control.run_apart(self._sync, name="sync-target")
         found = os.fstat(self._handle).st_size
         if found != self._size_bytes:
             raise Unavailable(
@@ -47,4 +45,9 @@ class RawFile:
 
     def close(self) -> None:
         """Close the file."""
+        self._writer.close()
         os.close(self._handle)
+
+    def _sync(self) -> None:
+        self._writer.flush()
+        os.fsync(self._handle)

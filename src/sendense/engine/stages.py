@@ -3,13 +3,14 @@
 Between the two the writer's thread decides what each chunk becomes.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from sendense.connectors.base import DiskView
 from sendense.core import units
 from sendense.engine.ledger import Judged, Loaded, Verdict
-from sendense.engine.worklist import Action, Batch, Run
+from sendense.engine.worklist import Action, Batch
 from sendense.nbd.client import Client
 from sendense.repository import chunk
 from sendense.repository.storage.base import Buffer
@@ -18,12 +19,41 @@ REQUEST_BYTES = units.MIB  # measured: larger requests are not faster, and slowe
 REQUESTS_IN_FLIGHT = 4  # of one connection: a whole batch
 
 
+class Buffers:
+    """Memory for batches, used again and again: fresh memory costs as much as hashing does.
+
+    Whoever takes a buffer fills it before anybody reads it. One that is never given back, as after
+    an error, is collected like any other object. From any thread.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: deque[bytearray] = deque()
+
+    def take(self) -> bytearray:
+        """Return memory with anything in it."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return bytearray(self._size)
+
+    def give(self, buffer: bytearray) -> None:
+        """Give memory back that nobody will look at any more."""
+        self._free.append(buffer)
+
+
 class Reader:
     """Reads batches over a connection of its own, and identifies their chunks."""
 
     def __init__(
-        self, view: DiskView, *, chunk_size: int, identify: Callable[[Buffer], bytes]
+        self,
+        view: DiskView,
+        *,
+        chunk_size: int,
+        identify: Callable[[Buffer], bytes],
+        buffers: Buffers,
     ) -> None:
+        self._buffers = buffers
         self._identify = identify
         self._size_bytes = view.size_bytes
         self._chunk_size = chunk_size
@@ -31,11 +61,20 @@ class Reader:
 
     def process(self, batch: Batch) -> Loaded:
         """Read all chunks of a batch. Raises Unavailable where the source fails."""
+        buffer = self._buffers.take()
         chunks: list[memoryview] = []
+        requests: list[tuple[int, memoryview]] = []
+        free = memoryview(buffer)
         for run in batch.runs:
             if run.action is Action.READ:
-                chunks.extend(self._read(run))
-        return Loaded(batch, chunks, [self._identify_chunk(data) for data in chunks])
+                start = run.first * self._chunk_size
+                length = min(run.end * self._chunk_size, self._size_bytes) - start
+                data, free = free[:length], free[length:]
+                chunks += _cut(data, self._chunk_size)
+                parts = _cut(data, REQUEST_BYTES)
+                requests += zip(range(start, start + length, REQUEST_BYTES), parts, strict=True)
+        self._client.read_into(requests, depth=REQUESTS_IN_FLIGHT)
+        return Loaded(batch, buffer, chunks, [self._identify_chunk(data) for data in chunks])
 
     def interrupt(self) -> None:
         """Shut the connection, which makes a blocked `process` raise."""
@@ -48,37 +87,19 @@ class Reader:
     def _identify_chunk(self, data: memoryview) -> bytes:
         return chunk.ZERO_ID if chunk.is_zero(data) else self._identify(data)
 
-    def _read(self, run: Run) -> Iterator[memoryview]:
-        start = run.first * self._chunk_size
-        end = min(run.end * self._chunk_size, self._size_bytes)
-        if self._chunk_size > REQUEST_BYTES:
-            for begin in range(start, end, self._chunk_size):
-                yield self._read_large(begin, min(begin + self._chunk_size, end))
-            return
-        parts = dict(self._client.read_many(_requests(start, end), depth=REQUESTS_IN_FLIGHT))
-        for begin in range(start, end, REQUEST_BYTES):
-            part = memoryview(parts[begin])
-            for within in range(0, len(part), self._chunk_size):
-                yield part[within : within + self._chunk_size]
-
-    def _read_large(self, start: int, end: int) -> memoryview:
-        """Read a chunk that takes several requests."""
-        data = memoryview(bytearray(end - start))
-        requests = _requests(start, end)
-        for offset, part in self._client.read_many(requests, depth=REQUESTS_IN_FLIGHT):
-            data[offset - start : offset - start + len(part)] = part
-        return data
-
 
 class Compressor:
     """Encodes the new chunks of a batch."""
 
-    def __init__(self, *, level: int) -> None:
+    def __init__(self, *, level: int, buffers: Buffers) -> None:
         self._level = level
+        self._buffers = buffers
 
     def process(self, verdict: Verdict) -> Verdict:
-        """Return the same verdict with `stored` instead of `data`."""
-        return Verdict(verdict.batch, [self._encode(one) for one in verdict.chunks])
+        """Return the same verdict with `stored` instead of `data`, and give its memory back."""
+        encoded = [self._encode(one) for one in verdict.chunks]
+        self._buffers.give(verdict.buffer)
+        return replace(verdict, chunks=encoded)
 
     def interrupt(self) -> None:
         """Do nothing: no batch takes long."""
@@ -93,5 +114,5 @@ class Compressor:
         return replace(one, data=None, codec=codec, stored=stored)
 
 
-def _requests(start: int, end: int) -> list[tuple[int, int]]:
-    return [(begin, min(REQUEST_BYTES, end - begin)) for begin in range(start, end, REQUEST_BYTES)]
+def _cut(data: memoryview, size: int) -> list[memoryview]:
+    return [data[start : start + size] for start in range(0, len(data), size)]

@@ -17,7 +17,7 @@ from sendense.nbd import protocol as p
 from sendense.nbd import read as reading
 from sendense.nbd.address import Address
 from sendense.nbd.connection import Connection, ExportInfo
-from sendense.nbd.read import Part
+from sendense.nbd.read import Part, Read
 
 TIMEOUT_SECONDS = 60.0  # a loaded hypervisor answers within seconds: after a minute it is gone
 FLUSH_SECONDS_MAX = 1800.0  # a page cache full of writes on a slow disk; also zeros not punched
@@ -130,6 +130,27 @@ class Client:
 
         Raises Unavailable (kind `nbd-read-error` where the server could not read), ProtocolError.
         """
+        for read in self._read(self._allocate(requests), depth):
+            assert isinstance(read.into, bytearray), "as it was allocated"
+            yield read.offset, read.into
+
+    def read_into(self, requests: Iterable[tuple[int, memoryview]], *, depth: int) -> None:
+        """Fill each view with the bytes from its offset on; as `read_many`, but into given memory.
+
+        Where this raises, nobody knows what the views hold.
+        """
+        for _ in self._read(requests, depth):
+            pass
+
+    def _allocate(self, requests: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
+        for offset, length in requests:
+            self._check_request(offset, length)
+            yield offset, bytearray(length)
+
+    def _read(
+        self, requests: Iterable[tuple[int, bytearray | memoryview]], depth: int
+    ) -> Iterator[Read]:
+        """Yield reads as they complete."""
         assert depth >= 1, f"{depth} requests in flight"
         waiting: dict[int, Part] = {}
         parts = itertools.chain.from_iterable(itertools.starmap(self._cut, requests))
@@ -143,13 +164,14 @@ class Client:
             self._check_whole(ended)
             ended.read.parts_left -= 1
             if not ended.read.parts_left:
-                yield ended.read.offset, ended.read.take()
+                ended.read.finish()
+                yield ended.read
 
-    def _cut(self, offset: int, length: int) -> list[Part]:
-        self._check_request(offset, length)
+    def _cut(self, offset: int, into: bytearray | memoryview) -> list[Part]:
+        self._check_request(offset, len(into))
         return reading.cut(
             offset,
-            length,
+            into,
             unit=self.block_size_min,
             most=self.block_size_max,
             size=self.size_bytes,
@@ -205,7 +227,7 @@ class Client:
         if length != p.HOLE.size:
             raise self._connection.broken(f"sent a hole of {length} bytes")
         offset, size = p.HOLE.unpack(self._connection.receive(p.HOLE.size))
-        self._place(part, offset, size)  # the buffer is zero from the start
+        self._place(part, offset, size)[:] = bytes(size)  # the memory may have been used before
 
     def _place(self, part: Part, offset: int, size: int) -> memoryview:
         view = part.place(offset, size)

@@ -15,23 +15,24 @@ class Read:
     """What a caller asked for, rounded out to the server's blocks.
 
     Attributes:
-        offset: where the caller's `length` bytes begin.
+        offset: where the caller's bytes begin.
+        into: where the caller wants them.
         start: where `data` begins; at or before `offset`.
+        data: what is received; `into` itself unless more than that had to be asked for.
         parts_left: counts down as requests are answered.
     """
 
     offset: int
-    length: int
+    into: bytearray | memoryview
     start: int
-    data: bytearray
+    data: bytearray | memoryview
     parts_left: int
 
-    def take(self) -> bytearray:
-        """Return the caller's bytes."""
-        if len(self.data) == self.length:
-            return self.data
-        begin = self.offset - self.start
-        return self.data[begin : begin + self.length]
+    def finish(self) -> None:
+        """Put the bytes where the caller wants them."""
+        if self.data is not self.into:
+            begin = self.offset - self.start
+            self.into[:] = self.data[begin : begin + len(self.into)]
 
 
 @dataclass(slots=True)
@@ -68,12 +69,16 @@ class Part:
         return any(end != start for (_, end), (start, _) in itertools.pairwise(self.placed))
 
 
-def cut(offset: int, length: int, *, unit: int, most: int, size: int) -> list[Part]:
+def cut(
+    offset: int, into: bytearray | memoryview, *, unit: int, most: int, size: int
+) -> list[Part]:
     """Return the requests for a read: whole units, at most `most` bytes each, within `size`."""
+    length = len(into)
     start = units.align_down(offset, unit)
     end = min(units.align_up(offset + length, unit), size)
     whole = end - start
-    read = Read(offset, length, start, bytearray(whole), -(-whole // most))
+    data = into if whole == length else bytearray(whole)
+    read = Read(offset, into, start, data, -(-whole // most))
     if whole <= most:
         return [Part(read, start, whole, whole)]
     return [

@@ -96,9 +96,7 @@ def encode(data: Buffer, level: int) -> tuple[Codec, bytes]:
     stored = compressor.compress(data)
     if len(stored) >= len(data):
         return Codec.RAW, bytes(data)
-    # A copy of the right size: zstd's output was allocated for the worst case and then shrunk, and
-    # packs full of such leave holes that cost more memory than the packs (measured: 242 to 131 MB).
-    return Codec.ZSTD, bytes(memoryview(stored))
+    return Codec.ZSTD, stored
 
 
 def _is_hopeless(data: Buffer, compressor: zstandard.ZstdCompressor) -> bool:

@@ -6,6 +6,7 @@ random salt in the header keeps names from ever recurring.
 
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,6 +23,7 @@ TARGET_BYTES = 32 * units.MIB  # one fsync for each; 64 MiB will be right for ob
 META_TARGET_BYTES = 4 * units.MIB  # nodes of a map; readers of maps fetch single nodes anyway
 SIZE_MAX = 128 * units.MIB  # a parser refuses larger ones; offsets are 32 bits
 ENTRIES_MAX = 1 << 16  # a pack of tiny blobs is sealed here; bounds its directory to 3.5 MiB
+SEALED_TOGETHER = 4  # blobs for one thread: handing over one by one costs more
 SALT_LENGTH = 32
 
 MAGIC = b"SENDPACK"
@@ -56,6 +58,8 @@ class BlobType(IntEnum):
     NVRAM = 4  # reserved: written by a later version
 
 
+_BLOB_TYPES = frozenset(BlobType)
+_CODECS = frozenset(chunk.Codec)
 PLAIN_LENGTH_MAX = {
     BlobType.CHUNK: chunk.SIZE_MAX,
     BlobType.NODE: 16 * units.KIB,
@@ -113,11 +117,23 @@ def name_of(kind: Kind, pack_id: bytes) -> str:
 class PackBuilder:
     """Gathers blobs for one pack. Copies none of them. Use each builder for one pack only.
 
-    They are sealed last, in `seal`: that is another thread's work.
+    They are sealed and opened again in threads of the executor while others are still added;
+    without one, last, by `seal`.
     """
 
-    def __init__(self, kind: Kind, *, session_id: str, salt: bytes, keys: Keys) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        session_id: str,
+        salt: bytes,
+        keys: Keys,
+        executor: Executor | None = None,
+    ) -> None:
         assert len(salt) == SALT_LENGTH
+        self._executor = executor
+        self._sealing: list[Future[None]] = []
+        self._begun = 0  # entries whose sealing has begun
         self._kind = kind
         self._keys = keys
         self._key = keys.new_pack()
@@ -152,6 +168,8 @@ class PackBuilder:
         entry = Entry(blob_id, self.size, length, plain_length, blob_type, codec)
         self._entries.append(entry)
         self.size += BLOB.size + length
+        if self._executor is not None and len(self._entries) - self._begun >= SEALED_TOGETHER:
+            self._sealing.append(self._executor.submit(self._seal, *self._begin()))
         return entry
 
     def seal(self) -> SealedPack:
@@ -159,12 +177,9 @@ class PackBuilder:
 
         Raises Corrupt where one does not: the machine's memory is bad, and nothing was put yet.
         """
-        for index, entry in enumerate(self._entries):
-            head = memoryview(self._buffers[1 + 2 * index])
-            stored = self._key.seal(entry.offset, head, self._buffers[2 + 2 * index])
-            self._buffers[2 + 2 * index] = stored
-            opened = _Opened(self._keys, self._key, "pack in memory", entry.offset)
-            _open_parts(opened, head, stored, entry.id)
+        self._seal(*self._begin())
+        for sealing in self._sealing:
+            sealing.result()
         directory = b"".join(
             ENTRY.pack(e.id, e.offset, e.stored_length, e.plain_length, e.type, e.codec, 0, 0)
             for e in self._entries
@@ -184,6 +199,21 @@ class PackBuilder:
             hasher.update(buffer)
         ref = PackRef(hasher.digest(), self._kind, total, self._key.wrapped)
         return SealedPack(ref, tuple(self._entries), tuple(self._buffers))
+
+    def _begin(self) -> tuple[int, int]:
+        """Return which entries are to be sealed: from one up to another."""
+        first, self._begun = self._begun, len(self._entries)
+        return first, self._begun
+
+    def _seal(self, first: int, end: int) -> None:
+        """Seal some blobs and open them again; in any thread."""
+        for index in range(first, end):
+            entry = self._entries[index]
+            head = memoryview(self._buffers[1 + 2 * index])
+            stored = self._key.seal(entry.offset, head, self._buffers[2 + 2 * index])
+            self._buffers[2 + 2 * index] = stored
+            opened = _Opened(self._keys, self._key, "pack in memory", entry.offset)
+            _open_parts(opened, head, stored, entry.id)
 
 
 def put(storage: KeyedStorage, sealed: SealedPack) -> None:
@@ -279,7 +309,7 @@ def _parse_blob_header(data: memoryview, *, name: str, offset: int, overhead: in
 
 
 def _is_plausible(blob_type: int, codec: int, stored: int, plain: int) -> bool:
-    known = blob_type in set(BlobType) and codec in set(chunk.Codec)
+    known = blob_type in _BLOB_TYPES and codec in _CODECS
     return known and 0 < plain <= PLAIN_LENGTH_MAX[BlobType(blob_type)] and 0 < stored <= plain
 
 

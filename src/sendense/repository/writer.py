@@ -4,7 +4,9 @@ A writer is used by one thread. Packs are verified and put by another one behind
 disk's latency does not add to the reading's.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -31,6 +33,7 @@ from sendense.repository.session import Attempt, CheckpointPack, Done, MapRun
 from sendense.repository.storage.base import Buffer
 from sendense.repository.uploader import Uploader
 
+SEALERS = max(1, min(4, len(os.sched_getaffinity(0))))  # beyond that the disk is what limits
 RUNS_MAX = 1 << 14  # runs of a checkpoint: bounds it where nothing new seals a pack
 IDS_MAX = 1 << 16  # ids of a checkpoint: 2 MiB
 VERIFY_BATCH = 1 << 12  # ids said to be known, looked up together
@@ -107,6 +110,7 @@ class DiskWriter:
     def _begin(self) -> None:
         """Set everything to the start of the disk."""
         self._uploader = Uploader()
+        self._sealers = ThreadPoolExecutor(SEALERS, thread_name_prefix="seal")
         self._index = SessionIndex()
         self._own_segments: list[Segment] = []
         self._segment_count = 0
@@ -268,6 +272,7 @@ class DiskWriter:
     def close(self) -> None:
         """Stop putting packs and let go. What checkpoints hold stays for the next writer."""
         self._uploader.close()
+        self._sealers.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -345,7 +350,13 @@ class DiskWriter:
         if builder is None:
             salt = self._place.ids.random_bytes(pack.SALT_LENGTH)
             keys = self._place.storage.keys
-            builder = PackBuilder(kind, session_id=self._session_id, salt=salt, keys=keys)
+            builder = PackBuilder(
+                kind,
+                session_id=self._session_id,
+                salt=salt,
+                keys=keys,
+                executor=self._sealers,
+            )
             self._builders[kind] = builder
             self._ordinals[kind] = len(self._index.packs)
             self._index.packs.append(None)

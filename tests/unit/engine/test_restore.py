@@ -221,8 +221,9 @@ def test_a_disk_that_cannot_fit_is_refused_before_a_byte_is_written(tmp_path: Pa
 def test_a_place_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     target = RawFile(tmp_path / "disk", size_bytes=CHUNK)
     os.dup2(os.open("/dev/full", os.O_WRONLY), target.fileno())
+    target.write(0, b"x" * CHUNK)
     with pytest.raises(OSError, match="No space left"):
-        target.write(0, b"x" * CHUNK)
+        target.finish(Control())
     target.close()
 
 

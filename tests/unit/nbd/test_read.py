@@ -21,7 +21,8 @@ def test_the_requests_cover_the_read_in_whole_units_and_nothing_twice(
     offset: int, length: int, unit: int, most: int, size: int
 ) -> None:
     end_of_disk = offset + length + size
-    parts = reading.cut(offset, length, unit=unit, most=most * unit, size=end_of_disk)
+    into = bytearray(length)
+    parts = reading.cut(offset, into, unit=unit, most=most * unit, size=end_of_disk)
     assert parts[0].offset <= offset < parts[0].offset + unit
     assert offset + length <= parts[-1].offset + parts[-1].length <= end_of_disk
     position = parts[0].offset
@@ -32,14 +33,17 @@ def test_the_requests_cover_the_read_in_whole_units_and_nothing_twice(
         assert part.length % unit == 0 or part.offset + part.length == end_of_disk
         position += part.length
     assert parts[0].read.parts_left == len(parts)
-    assert len(parts[0].read.data) == position - parts[0].offset
+    read = parts[0].read
+    assert len(read.data) == position - parts[0].offset
+    assert (read.data is into) == (len(read.data) == length)
 
 
 @given(seed=st.integers(0, 2**32 - 1), offset=st.integers(0, 5000), length=st.integers(1, 5000))
 def test_bytes_in_any_order_end_up_in_their_place(seed: int, offset: int, length: int) -> None:
     chooser = random.Random(seed)
     disk = chooser.randbytes(10_240)
-    parts = reading.cut(offset, length, unit=512, most=1024, size=len(disk))
+    into = bytearray(length)
+    parts = reading.cut(offset, into, unit=512, most=1024, size=len(disk))
     pieces = [
         (part, part.offset + at, min(100, part.length - at))
         for part in parts
@@ -51,11 +55,12 @@ def test_bytes_in_any_order_end_up_in_their_place(seed: int, offset: int, length
         assert view is not None
         view[:] = disk[at : at + size]
     assert all(not part.bytes_left and not part.has_doubles() for part in parts)
-    assert parts[0].read.take() == disk[offset : offset + length]
+    parts[0].read.finish()
+    assert into == disk[offset : offset + length]
 
 
 def test_what_was_not_asked_for_has_no_place() -> None:
-    (part,) = reading.cut(1024, 1024, unit=512, most=4096, size=1 << 63)
+    (part,) = reading.cut(1024, bytearray(1024), unit=512, most=4096, size=1 << 63)
     for offset, size in [
         (1023, 1),
         (2048, 1),

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sendense.core import units
 from sendense.core.errors import (
     Corrupt,
     Denied,
@@ -32,11 +33,13 @@ from sendense.core.errors import (
 from sendense.repository.storage import attributes, base, locks, mounts
 from sendense.repository.storage.attributes import AttributeLocks
 from sendense.repository.storage.base import Buffer, Capacity, StoredObject
+from sendense.repository.storage.direct import DirectWriter
 from sendense.repository.storage.locks import Locks
 
 TEMPORARY_PREFIX = ".tmp-"  # no object's name may start with a dot, so listings can tell
 TIDY_AGE_SECONDS = 24 * 3600.0  # no put lasts as long
 TIDIED = "sessions/"  # folders below it come and go; elsewhere an empty one is used again
+DIRECT_BYTES_MIN = units.MIB  # below it, memory and threads of its own cost more than they save
 BUFFERS_PER_WRITE = 512  # below IOV_MAX, which is 1024 on Linux
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -330,6 +333,14 @@ def _add_entry(entries: list[tuple[str, bool, int]], entry: "os.DirEntry[str]") 
 
 
 def _write_all(file: int, buffers: list[memoryview]) -> None:
+    if sum(map(len, buffers)) >= DIRECT_BYTES_MIN:
+        with DirectWriter(file) as writer:
+            offset = 0
+            for buffer in buffers:
+                writer.write(offset, buffer)
+                offset += len(buffer)
+            writer.flush()
+        return
     while buffers:
         batch = buffers[:BUFFERS_PER_WRITE]
         written = os.writev(file, batch)
