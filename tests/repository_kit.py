@@ -115,7 +115,7 @@ def write_disk(
                 return None
             if changed is not None and index not in changed:
                 continue
-            plain = data[index * CHUNK : (index + 1) * CHUNK]
+            plain = data[index * writer.chunk_size : (index + 1) * writer.chunk_size]
             totals["read"] += len(plain)
             if chunk.is_zero(plain):
                 writer.put_zero(index)

@@ -145,7 +145,7 @@ def _pack_of(keys: Keys, data: bytes) -> SealedPack:
 
 def _samples(keys: Keys) -> dict[str, bytes]:
     sealed = _pack_of(keys, b"hello")
-    head = session.CheckpointHead("s", 1, 1, 3, 0, 0, ())
+    head = session.CheckpointHead("s", 2000, "a", 1, 1, 3, 0, 0, ())
     runs = [session.MapRun(0, 2), session.MapRun(2, 1, bytes([7]) * 32)]
     checkpoint = session.dump_checkpoint(head, runs)
     table = index.build_table([(0, entry) for entry in sealed.entries])

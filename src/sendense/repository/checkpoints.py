@@ -41,8 +41,9 @@ class Checkpoints:
     ) -> None:
         self._storage = storage
         self._session_id = session_id
-        self._folder = session.disk_folder(session_id, attempt.disk.key)
-        self._folder += session.attempt_digest(storage.keys, attempt) + "/"
+        self._disk_key = attempt.disk.key
+        self._attempt = session.attempt_digest(storage.keys, attempt)
+        self._folder = f"{session.disk_folder(session_id, attempt.disk.key)}{self._attempt}/"
         self._clock = clock
         self._number = 0
         self.owner = 0
@@ -74,12 +75,9 @@ class Checkpoints:
             for number in range(1, inherited.last + 1):
                 name = self._name(inherited.owner, number)
                 head, runs = session.get_checkpoint(self._storage, name)
-                if (head.session_id, head.owner, head.number) != (
-                    self._session_id,
-                    inherited.owner,
-                    number,
-                ):
+                if (head.owner, head.number) != (inherited.owner, number):
                     raise format.corrupt(name, "it is another checkpoint")
+                self._require_own(head, name)
                 yield head, runs
 
     def put(
@@ -94,6 +92,8 @@ class Checkpoints:
         self._number += 1
         head = CheckpointHead(
             session_id=self._session_id,
+            disk_key=self._disk_key,
+            attempt=self._attempt,
             owner=self.owner,
             number=self._number,
             resume_index=resume_index,
@@ -106,7 +106,14 @@ class Checkpoints:
         format.put_frame(self._storage, Frame.CHECKPOINT, name, body)
 
     def _put_owner(self) -> None:
-        owner = Owner(self._session_id, self.owner, self.inherits, self._clock.now())
+        owner = Owner(
+            session_id=self._session_id,
+            disk_key=self._disk_key,
+            attempt=self._attempt,
+            owner=self.owner,
+            inherits=self.inherits,
+            at=self._clock.now(),
+        )
         name = self._owner_name(self.owner)
         format.put_frame(self._storage, Frame.OWNER, name, record.dump(owner))
 
@@ -125,10 +132,20 @@ class Checkpoints:
         try:
             body = format.get_frame(self._storage, Frame.OWNER, name)
             owner = record.load(Owner, body, name=name)
+            self._require_own(owner, name)
         except (Corrupt, NotFound):
             return ()  # begin anew: a checkpoint saves time, never data
         own = self._last_checkpoint(last)
         return (*owner.inherits, Inherited(last, own)) if own else owner.inherits
+
+    def _require_own(self, found: Owner | CheckpointHead, name: str) -> None:
+        """Raise Corrupt for a record of another disk or attempt."""
+        if (found.session_id, found.disk_key, found.attempt) != (
+            self._session_id,
+            self._disk_key,
+            self._attempt,
+        ):
+            raise format.corrupt(name, "it is about another disk or attempt")
 
     def _last_checkpoint(self, owner: int) -> int:
         """Return the last of an unbroken row of checkpoints."""

@@ -188,6 +188,7 @@ class Endings:
             segments=tuple(name for one in done for name in one.segments),
             writer_version=sendense.__version__,
             immutable_until=completed_at + timedelta(days=days) if days else None,
+            more=draft.more,
         )
 
     def _completed_at(self, draft: ManifestDraft, known: list[Manifest]) -> datetime:

@@ -1,6 +1,7 @@
 """The descriptor: `sendense.json`, what a repository is, written once; and its README.txt."""
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,15 +16,16 @@ NAME = "sendense.json"
 README_NAME = "README.txt"
 READER_NAME = "restore.py"
 FORMAT = "sendense-repository"
+FEATURES = "features/"
 SIZE_MAX = 64 * 1024  # a few hundred bytes in truth
 ID_BYTES = 16
 IMMUTABLE_DAYS_MAX = 36_500  # a century: a typing error beyond it could not be taken back
-DRAFT = "draft"  # version 1 may still change; goes when the format is frozen
+DRAFT = "draft"  # of repositories made before version 1 was final; means nothing any more
 ENCRYPTION = "encryption"
 KNOWN_FEATURES = frozenset({DRAFT, ENCRYPTION})
 
 README = """\
-This folder is a backup repository of Sendense, format version 1 (draft).
+This folder is a backup repository of Sendense, format version 1.
 
 It describes itself: no server and no database is needed to restore from it.
   sendense repository list PATH       shows the backups in it
@@ -61,9 +63,9 @@ class RepositorySettings:
 class Features:
     """Mandatory features: who does not know one must not read, write or collect garbage."""
 
-    read: tuple[str, ...]
-    write: tuple[str, ...]
-    gc: tuple[str, ...]
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    gc: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Descriptor:
         immutable_days, lock_mode: as in RepositorySettings.
         domain: which root key everything is sealed with, None where nothing is.
         mac: of all other fields; proves the key, and that nobody changed them.
+        added: features that the repository got later, as objects of their own.
     """
 
     format: str
@@ -87,6 +90,7 @@ class Descriptor:
     lock_mode: LockMode | None
     domain: bytes | None
     mac: bytes | None
+    added: Features = field(default=Features(), metadata=record.NEVER_STORED)
 
     @property
     def encrypted(self) -> bool:
@@ -107,9 +111,7 @@ def create(
         format=FORMAT,
         version=format.VERSION,
         id=repository_id,
-        features=Features(
-            read=(DRAFT, ENCRYPTION) if settings.root_key else (DRAFT,), write=(), gc=()
-        ),
+        features=Features(read=(ENCRYPTION,) if settings.root_key else ()),
         chunk_size=chunk.check_size(settings.chunk_size),
         compression_level=chunk.check_level(settings.compression_level),
         created_at=at,
@@ -177,10 +179,14 @@ def get(storage: Storage) -> Descriptor:
         raise NotFound(f"{NAME} is not a repository's", kind="not-a-repository")
     if value.get("version") != format.VERSION:
         raise _unknown(f"version {str(value.get('version'))[:40]}")
-    found = record.from_json(Descriptor, value, name=NAME)
-    strange = sorted(set(found.features.read) - KNOWN_FEATURES)
-    if strange:
-        raise _unknown(f"feature {strange[0][:40]!r}")
+    try:
+        found = record.from_json(Descriptor, value, name=NAME)
+    except Corrupt:
+        if b'"draft"' in data:
+            raise _outdated() from None
+        raise
+    found = replace(found, added=_list_added(storage))
+    _require_known(found.features.read + found.added.read, "")
     if found.encrypted != (ENCRYPTION in found.features.read):
         raise format.corrupt(NAME, "its features and its domain contradict each other")
     try:
@@ -236,17 +242,39 @@ def _authenticate(found: Descriptor, root_key: bytes) -> bytes:
 
 def require_writable(found: Descriptor) -> None:
     """Raise Invalid where the repository has features that this version must not write with."""
-    strange = sorted(set(found.features.write) - KNOWN_FEATURES)
-    if strange:
-        raise _unknown(f"feature {strange[0][:40]!r} for writing")
+    _require_known(found.features.write + found.added.write, " for writing")
 
 
 def require_collectable(found: Descriptor) -> None:
     """Raise Invalid where this version must not collect the repository's garbage."""
     require_writable(found)
-    strange = sorted(set(found.features.gc) - KNOWN_FEATURES)
+    _require_known(found.features.gc + found.added.gc, " for collecting garbage")
+
+
+def _list_added(storage: Storage) -> Features:
+    """Return the features in `features/`; one of no known kind is mandatory for reading."""
+    names = [stored.name.removeprefix(FEATURES) for stored in storage.list_objects(FEATURES)]
+
+    def of(kind: str) -> tuple[str, ...]:
+        return tuple(name.removeprefix(kind) for name in names if name.startswith(kind))
+
+    write, gc = of("write."), of("gc.")
+    others = [name for name in names if not name.startswith(("write.", "gc."))]
+    return Features(tuple(name.removeprefix("read.") for name in others), write, gc)
+
+
+def _require_known(names: Sequence[str], what_for: str) -> None:
+    strange = sorted(set(names) - KNOWN_FEATURES)
     if strange:
-        raise _unknown(f"feature {strange[0][:40]!r} for collecting garbage")
+        raise _unknown(f"feature {strange[0][:40]!r}{what_for}")
+
+
+def _outdated() -> Invalid:
+    return Invalid(
+        f"the repository's {NAME} is of an early draft of the format, or damaged",
+        hint="restore from it by the program's version that wrote it, and begin a new repository",
+        kind="repository-version-unknown",
+    )
 
 
 def _exists() -> Exists:

@@ -23,7 +23,7 @@ MAC_LENGTH = 32
 CHECK_LENGTH = 8  # of the short checksums inside packs: BLAKE3, its first 8 bytes
 SESSION_LENGTH_MAX = 63  # with its length byte, a pack's header has 64 bytes for it
 FRAME_HEADER = struct.Struct("<8sHHI16s24sQ")
-FRAME_BODY_MAX = 16 * units.MIB  # the largest is a manifest with a large VM configuration
+FRAME_BODY_MAX = 64 * units.MIB  # the largest is a collector's `final` of 1.5 million backups
 
 # The longest seal has 16 bytes.
 FRAME_LENGTH_MAX = FRAME_HEADER.size + FRAME_BODY_MAX + TAG_LENGTH + MAC_LENGTH

@@ -150,6 +150,7 @@ class ManifestDraft:
     tags: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     skipped: tuple[SkippedDisk, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ class Manifest:
         completed_at: when it was committed; within a VM it rises from backup to backup, even where
             the clock was set back.
         immutable_until: nobody deletes it before, or None.
+        more: what a later version says besides, and no reader needs to understand.
     """
 
     object_id: str
@@ -181,6 +183,7 @@ class Manifest:
     segments: tuple[str, ...]
     writer_version: str
     immutable_until: datetime | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, metadata=record.ABSENT_WHERE_EMPTY)
 
     @property
     def partial(self) -> bool:

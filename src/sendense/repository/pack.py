@@ -63,8 +63,8 @@ _CODECS = frozenset(chunk.Codec)
 PLAIN_LENGTH_MAX = {
     BlobType.CHUNK: chunk.SIZE_MAX,
     BlobType.NODE: 16 * units.KIB,
-    BlobType.VM_CONFIG: 16 * units.MIB,
-    BlobType.NVRAM: 16 * units.MIB,
+    BlobType.VM_CONFIG: chunk.SIZE_MAX,  # an index segment holds no larger ones
+    BlobType.NVRAM: chunk.SIZE_MAX,
 }
 
 

@@ -2,7 +2,7 @@
 
 Understood are str, int, bool, datetime (UTC), bytes (hex), string enums, other records, tuples of
 these, mappings of JSON values, and each of them or None. Anything else in the JSON, a missing or
-an unknown field included, is Corrupt.
+an unknown field included, is Corrupt. A field may say by its metadata that it is not always there.
 """
 
 import dataclasses
@@ -19,6 +19,10 @@ from sendense.repository import format
 
 R = TypeVar("R")
 
+# For `dataclasses.field(metadata=…)`; such fields have defaults.
+ABSENT_WHERE_EMPTY = {"is_absent_where_empty": True}
+NEVER_STORED = {"is_never_stored": True}
+
 
 def dump(record: Any) -> bytes:
     """Return a record as canonical JSON."""
@@ -32,8 +36,11 @@ def load(kind: type[R], data: bytes, *, name: str) -> R:
 
 def to_json(record: Any) -> dict[str, Any]:
     """Return a record as a JSON object."""
+    kind: type = type(record)
+    shape = _shape(kind)
+    values = ((name, getattr(record, name)) for name in shape.hints)
     return {
-        field.name: _dump_value(getattr(record, field.name)) for field in dataclasses.fields(record)
+        name: _dump_value(value) for name, value in values if value or name not in shape.optional
     }
 
 
@@ -58,9 +65,22 @@ def _dump_value(value: Any) -> Any:
     return value
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shape:
+    """The stored fields of a record with their types, and which of them may be absent."""
+
+    hints: dict[str, Any]
+    optional: frozenset[str]
+
+
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _shape(kind: type) -> _Shape:
+    fields = dataclasses.fields(kind)
+    hints = typing.get_type_hints(kind)
+    return _Shape(
+        {one.name: hints[one.name] for one in fields if not one.metadata.keys() & NEVER_STORED},
+        frozenset(one.name for one in fields if one.metadata.keys() & ABSENT_WHERE_EMPTY),
+    )
 
 
 def _load_value(kind: Any, value: Any) -> Any:
@@ -78,10 +98,13 @@ def _load_value(kind: Any, value: Any) -> Any:
 
 
 def _load_record(kind: type, value: dict[str, Any]) -> Any:
-    hints = _hints(kind)
-    if set(value) != set(hints):
-        raise ValueError(f"{kind.__name__} with fields {sorted(set(value) ^ set(hints))} amiss")
-    return kind(**{key: _load_value(hint, value[key]) for key, hint in hints.items()})
+    shape = _shape(kind)
+    amiss = value.keys() ^ shape.hints.keys() - (shape.optional - value.keys())
+    # Absent is the one way to be empty, so that a record has one form only.
+    amiss |= {key for key in shape.optional & value.keys() if not value[key]}
+    if amiss:
+        raise ValueError(f"{kind.__name__} with fields {sorted(amiss)} amiss")
+    return kind(**{key: _load_value(shape.hints[key], one) for key, one in value.items()})
 
 
 def _load_plain(kind: Any, value: Any) -> Any:

@@ -396,11 +396,13 @@ class Repository:
         """Read the index, and rebuild what of it is lost, where that can be done."""
         self.segments.refresh()
         # A place that cannot be written, or packs that are gone too: who needs these finds out.
-        with contextlib.suppress(Corrupt, Denied, NoSpace):
+        # Nor may it be written with a feature that is not known here.
+        with contextlib.suppress(Corrupt, Denied, Invalid, NoSpace):
             self.mend_index()
 
     def mend_index(self) -> list[str]:
-        """Rebuild what of the index is lost; see `mending.mend_index`."""
+        """Rebuild what of the index is lost; see `mending.mend_index`. Raises Invalid too."""
+        descriptor.require_writable(self.descriptor)
         manifests, _ = self.backups.list_manifests()
         return mending.mend_index(
             self.storage, self.segments, lambda: self.segments.list_expected(manifests)

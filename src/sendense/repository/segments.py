@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sendense.core.errors import Corrupt, Invalid, NotFound
-from sendense.repository import pack, quarantine, session
+from sendense.repository import format, pack, quarantine, session
 from sendense.repository.chunk import ID_LENGTH
 from sendense.repository.gc import records
 from sendense.repository.gc.state import Collected, View
@@ -42,7 +42,11 @@ def is_collectors(name: str) -> bool:
 
 def open_segment(storage: KeyedStorage, name: str) -> Segment:
     """Map and check a segment. Raises NotFound or Corrupt."""
-    return Segment(storage.map(name), keys=storage.keys, name=name)
+    found = Segment(storage.map(name), keys=storage.keys, name=name)
+    # A MAC binds the bytes, not the name: an older segment must not come back under a newer name.
+    if found.session_id != session_of(name):
+        raise format.corrupt(name, f"it is a segment of session {found.session_id}")
+    return found
 
 
 # Collections that may move a blob while one process looks and reads: a frozen one meets several.

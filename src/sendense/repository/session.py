@@ -72,6 +72,8 @@ class Owner:
     """The k-th process to write a disk in an attempt."""
 
     session_id: str
+    disk_key: int
+    attempt: str
     owner: int
     inherits: tuple[Inherited, ...]
     at: datetime
@@ -92,9 +94,16 @@ class CheckpointPack:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointHead:
-    """The readable part of a checkpoint."""
+    """The readable part of a checkpoint.
+
+    Attributes:
+        disk_key, attempt: as in its name. A seal binds a record, not the name: without them,
+            whoever can write could exchange the checkpoints of two disks.
+    """
 
     session_id: str
+    disk_key: int
+    attempt: str
     owner: int
     number: int
     resume_index: int

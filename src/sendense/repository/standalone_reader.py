@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 Json = dict[str, Any]
 
 VERSION = 1
-FEATURES = {"draft", "encryption"}
+FEATURES = {"draft", "encryption"}  # made as a draft, the bytes mean the same
 CONTEXT = "sendense repository v1 "
 ZERO_ID = bytes(32)
 FRAME = struct.Struct("<8sHHI16s24sQ")
@@ -47,7 +47,7 @@ NODE = struct.Struct("<4sBBH32s")
 HASH_LENGTH = 32
 RECOVERY_LENGTH = 35
 ARGON_MAX = 1 << 28  # what a wrap may ask of us: some minutes, and 1 GiB with 16 lanes
-FRAME_MAX = 17 * 1024 * 1024
+FRAME_MAX = 65 * 1024 * 1024
 PACK_MAX = 128 * 1024 * 1024
 ENTRIES_MAX = 1 << 16
 CHUNK_MAX = 4 * 1024 * 1024
@@ -181,7 +181,9 @@ def unlock(folder: Path, given: argparse.Namespace) -> Keys:
         raise Unusable(f"there is no repository at {folder}: {error}") from None
     if found.get("format") != "sendense-repository" or found.get("version") != VERSION:
         raise Unusable(f"{folder} is no repository of version {VERSION}")
-    strange = set(found["features"]["read"]) - FEATURES
+    added = [path.name.removeprefix("read.") for path in list_files(folder / "features")]
+    added = [name for name in added if not name.startswith(("write.", "gc."))]
+    strange = {*found["features"]["read"], *added} - FEATURES
     if strange:
         raise Unusable(f"the repository has features that are not known here: {strange}")
     key, phrase = find_secrets(given)

@@ -77,6 +77,23 @@ def test_a_checkpoint_under_another_s_name_is_not_used(storage: MemoryStorage) -
     assert _resume(storage) == 0
 
 
+@pytest.mark.parametrize("way", ["checkpoints", "owner"])
+def test_what_was_written_for_another_disk_is_not_used(storage: MemoryStorage, way: str) -> None:
+    # Whoever can write, but has no key, can move sealed objects to each other's names.
+    repository = Kit(storage).open(seed=3)
+    other = DATA[::-1]
+    kit.write_disk(repository, "s", other, moment="m", stop=7, key=kit.KEY + 1)
+    mine = [one for one in _names(storage) if f"/{kit.KEY}/" in one]
+    others = [one for one in _names(storage) if one not in mine]
+    if way == "owner":
+        listed = [one.name for one in storage.list_objects("sessions/s/") if "/owner/" in one.name]
+        mine, others = listed[:1], listed[1:]
+    assert len(mine) == len(others) > 0
+    for name, stranger in zip(mine, others, strict=True):
+        _replace(storage, name, storage.get(stranger))
+    assert _resume(storage) == 0
+
+
 Lie = Callable[[CheckpointHead, list[MapRun]], tuple[CheckpointHead, list[MapRun]]]
 LIES: dict[str, Lie] = {
     "ends elsewhere": lambda head, runs: (dataclasses.replace(head, resume_index=9), runs),
@@ -103,7 +120,8 @@ def _race(storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch, *, times: int
         nonlocal left
         if "/owner/" in name and left:
             left -= 1
-            other = Owner("s", int(name[-6:]), (), Kit(storage).clock.now())
+            attempt = name.split("/")[4]
+            other = Owner("s", kit.KEY, attempt, int(name[-6:]), (), Kit(storage).clock.now())
             real(name, format.seal_frame(kit.KEYS, Frame.OWNER, record.dump(other)))
         real(name, data)
 

@@ -8,10 +8,22 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-from sendense.repository import diskmap, format, index, pack, recovery
+from sendense.core import units
+from sendense.repository import (
+    chunk,
+    descriptor,
+    diskmap,
+    format,
+    index,
+    pack,
+    recovery,
+    standalone_reader,
+)
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.format import Frame
+from sendense.repository.gc import records
 from sendense.repository.keys import (
+    TAG_LENGTH,
     UNSEALED,
     WRAPPED_NONE,
     DomainKeys,
@@ -127,6 +139,56 @@ def test_every_magic_is_on_the_page() -> None:
     assert [magic for magic in magics if f"`{magic.decode()}`" not in PAGE] == []
 
 
+def test_the_limits_on_the_page_are_the_program_s() -> None:
+    def row(number: str) -> tuple[str, str]:
+        found = re.search(rf"^\| {number} \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
+        assert found is not None, number
+        return found[1], found[2]
+
+    def has(number: str, accepted: str, written: str = "") -> bool:
+        return accepted in row(number)[0] and written in row(number)[1]
+
+    kib, mib = units.KIB, units.MIB
+    smallest, largest = chunk.SIZE_MIN // kib, chunk.SIZE_MAX // mib
+    default = f"{chunk.SIZE_DEFAULT // kib} KiB"
+    assert has("chunk size", f"{smallest} KiB to {largest} MiB", default)
+    assert f"(default {default})" in PAGE
+    packs = f"{pack.SIZE_MAX // mib} MiB, {pack.ENTRIES_MAX:,} blobs"
+    target, meta = pack.TARGET_BYTES // mib, pack.META_TARGET_BYTES // mib
+    assert has("pack", packs, f"at {target} MiB, in `meta/` at {meta} MiB")
+    assert set(pack.PLAIN_LENGTH_MAX.values()) == {chunk.SIZE_MAX, 16 * kib}
+    assert has("plain length of a blob", f"{largest} MiB, of a node 16 KiB")
+    assert has("level of a node", str(diskmap.LEVEL_MAX))
+    assert (index.ENTRIES_LIMIT, index.PACKS_LIMIT, index.ENTRIES_MAX) == (
+        1 << 23,
+        1 << 22,
+        1 << 20,
+    )
+    assert (index.FILTER_LOG2_MIN, index.FILTER_LOG2_MAX) == (6, 27)
+    assert has("frame", f"{format.FRAME_BODY_MAX // mib} MiB", f"{records.PACKS_MAX:,} packs")
+    assert has("session id", str(format.SESSION_LENGTH_MAX))
+    assert has("size of `sendense.json`", f"{descriptor.SIZE_MAX // kib} KiB")
+
+
+def test_packs_twice_as_large_are_within_every_limit() -> None:
+    blob = pack.BLOB.size + chunk.SIZE_MAX + TAG_LENGTH
+    directory = pack.ENTRIES_MAX * pack.ENTRY.size
+    largest = 64 * units.MIB + blob + directory + pack.FOOTER.size
+    assert largest <= pack.SIZE_MAX == standalone_reader.PACK_MAX
+    assert pack.SIZE_MAX < 1 << 32  # offsets in segments
+
+
+def test_the_fields_of_checkpoints_are_on_the_page() -> None:
+    from dataclasses import fields
+
+    from sendense.repository.session import CheckpointHead
+
+    text = re.search(r"### Checkpoint\n(.*?)\n## ", PAGE, re.DOTALL)
+    assert text is not None
+    named = set(re.findall(r"`([a-z_]+)`", text[1]))
+    assert {field.name for field in fields(CheckpointHead)} <= named
+
+
 def test_every_record_is_on_the_page_with_all_its_fields() -> None:
     from dataclasses import fields
 
@@ -141,6 +203,7 @@ def test_every_record_is_on_the_page_with_all_its_fields() -> None:
         "Outcome": session.Outcome,
         "Tombstone": backups.Tombstone,
         "Registration": session.Registration,
+        "Attempt": session.Attempt,
         "Owner": session.Owner,
         "Done": session.Done,
         "Recipient": recipients.Recipient,

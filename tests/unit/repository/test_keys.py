@@ -68,7 +68,7 @@ class TestUnlocking:
             (b'"compression_level":1', b'"compression_level":0'),
             (b'"write":[]', b'"write":["odd"]'),
             (b'"mac":"', b'"mac":"00'),
-            (b'"read":["draft","encryption"]', b'"read":["draft"]'),
+            (b'"read":["encryption"]', b'"read":[]'),
         ],
     )
     def test_a_changed_descriptor_is_refused(

@@ -8,6 +8,7 @@ import pytest
 from sendense.core.errors import Corrupt, Denied
 from sendense.repository import index, mending
 from sendense.repository.check import check
+from sendense.repository.segments import open_segment
 from sendense.repository.storage.memory import MemoryStorage
 from tests import repository_kit as kit
 from tests.repository_kit import CHUNK, Kit
@@ -129,3 +130,13 @@ def test_a_damaged_manifest_of_a_session_that_was_not_tidied_up_keeps_no_other_f
     assert opened.settle_sessions() == 0
     opened.begin_session("three")
     assert opened.find_outcome("one") is not None
+
+
+def test_a_segment_under_the_name_of_another_session_s_is_damaged(storage: MemoryStorage) -> None:
+    # Its seal is right, so whoever can write could bring an old index back under a new name.
+    first, second = _segments(storage)
+    storage.delete(second)
+    storage.put_if_absent(second, storage.get(first))
+    with pytest.raises(Corrupt, match="of session one"):
+        open_segment(kit.keyed(storage), second)
+    assert kit.restore(Kit(storage).open(), "two") == SECOND

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import blake3
 import pytest
@@ -25,6 +25,14 @@ from tests.repository_kit import CHUNK, KEY, Kit
 
 PLAIN = random.Random(9).randbytes(5000)
 ID = UNSEALED.identify(PLAIN)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extended:
+    id: str
+    more: Mapping[str, int] = dataclasses.field(
+        default_factory=dict, metadata=record.ABSENT_WHERE_EMPTY
+    )
 
 
 def _checked(head: bytes) -> bytes:
@@ -75,6 +83,15 @@ class TestFrames:
 
 
 class TestChunks:
+    def test_what_may_be_absent_is_absent_where_it_is_empty(self) -> None:
+        full = _Extended("a", {"b": 1})
+        assert record.dump(full) == b'{"id":"a","more":{"b":1}}'
+        assert record.dump(_Extended("a")) == b'{"id":"a"}'
+        for one in (full, _Extended("a")):
+            assert record.load(_Extended, record.dump(one), name="x") == one
+        for text in (b'{"id":"a","more":{}}', b'{"id":"a","beside":1}', b"{}", b'{"id":"a","b":1}'):
+            _refuses(lambda text=text: record.load(_Extended, text, name="x"), "amiss")  # type: ignore[misc]
+
     def test_what_cannot_be_compressed_is_stored_as_it_is(self) -> None:
         data = random.Random(1).randbytes(chunk.SAMPLED_LENGTH_MIN)
         assert chunk.encode(data, chunk.PROBED_LEVEL_MIN) == (Codec.RAW, data)
@@ -277,7 +294,7 @@ def test_a_map_s_node_that_is_cut_off_or_spells_out_zeros_is_refused() -> None:
 
 
 class TestSessions:
-    HEAD = CheckpointHead("s", 1, 1, 0, 0, 0, ())
+    HEAD = CheckpointHead("s", 2000, "a", 1, 1, 0, 0, 0, ())
 
     def _refuses_checkpoint(self, body: bytes) -> None:
         storage = MemoryStorage()

@@ -19,6 +19,7 @@ from sendense.core.units import GIB, MIB, SECTOR, TIB
 from sendense.repository import chunk, descriptor, mending, pack
 from sendense.repository.check import Severity, check
 from sendense.repository.descriptor import RepositorySettings
+from sendense.repository.gc.protocol import Collector
 from sendense.repository.manifest import DiskTotals, Mode
 from sendense.repository.repository import Repository, Reserve
 from sendense.repository.storage.base import Storage
@@ -107,7 +108,7 @@ class TestCreateAndOpen:
         ("old", "new"),
         [
             (b'"version":1', b'"version":2'),
-            (b'"read":["draft"]', b'"read":["draft","sealed"]'),
+            (b'"read":[]', b'"read":["sealed"]'),
         ],
     )
     def test_a_later_format_is_refused(self, old: bytes, new: bytes) -> None:
@@ -118,6 +119,55 @@ class TestCreateAndOpen:
         with pytest.raises(Invalid) as caught:
             Kit(other).open()
         assert caught.value.kind == "repository-version-unknown"
+
+    def test_the_layout_of_an_early_draft_is_told_from_damage(self) -> None:
+        text = Kit(MemoryStorage(), root_key=None).create().storage.get(descriptor.NAME)
+        for features in (b'"read":["draft"]', b'"read":[]'):
+            early = text.replace(b'"read":[]', features).replace(b'"mac":null,', b"")
+            other = MemoryStorage()
+            other.put_if_absent(descriptor.NAME, early)
+            kind: type[Exception] = Invalid if b"draft" in features else Corrupt
+            with pytest.raises(kind):
+                Kit(other).open()
+
+    def test_what_was_made_as_a_draft_is_continued(self) -> None:
+        storage = MemoryStorage()
+        repository = Kit(storage, root_key=None).create()
+        kit.back_up(repository, "b", _data(2))
+        text = storage.get(descriptor.NAME)
+        storage.delete(descriptor.NAME)
+        storage.put_if_absent(descriptor.NAME, text.replace(b'"read":[]', b'"read":["draft"]'))
+        opened = Kit(storage, root_key=None).open()
+        kit.back_up(opened, "c", _data(3), parent="b", changed={2})
+        assert kit.restore(opened, "c") == _data(3)
+        Collector(opened).step()
+
+    @pytest.mark.parametrize("name", ["read.odd", "odd", "other.kind"])
+    def test_a_feature_that_came_later_is_refused(self, name: str) -> None:
+        storage = MemoryStorage()
+        Kit(storage).create()
+        storage.put_if_absent(f"features/{name}", b"")
+        with pytest.raises(Invalid) as caught:
+            Kit(storage).open()
+        assert caught.value.kind == "repository-version-unknown"
+
+    def test_a_feature_for_writing_that_came_later_forbids_only_writing(self) -> None:
+        storage = MemoryStorage()
+        repository = Kit(storage).create()
+        kit.back_up(repository, "b", _data(2))
+        storage.put_if_absent("features/gc.odd", b"")
+        kit.back_up(Kit(storage).open(), "c", _data(3))
+        with pytest.raises(Invalid, match="collecting"):
+            Collector(Kit(storage).open())
+        storage.put_if_absent("features/write.odd", b"")
+        opened = Kit(storage).open()
+        with pytest.raises(Invalid, match="writing"):
+            opened.begin_session("s")
+        lost = next(one.name for one in storage.list_objects("index/"))
+        storage.delete(lost)
+        with pytest.raises(Corrupt):  # nor is the index rebuilt
+            assert kit.restore(Kit(storage).open(), "b") == kit.restore(opened, "c")
+        assert not any(one.name == lost for one in storage.list_objects("index/"))
 
     def test_a_feature_for_writing_forbids_only_writing(self) -> None:
         repository = Kit(MemoryStorage(), root_key=None).create()

@@ -200,9 +200,15 @@ def test_what_cannot_be_meant_changes_nothing(
     assert run(place.parent, "list") == 2
     (place / "sendense.json").chmod(0o600)
     text = (place / "sendense.json").read_text()
-    for old, new in (('"version":1', '"version":2'), ('["draft"', '["odd","draft"')):
+    for old, new in (('"version":1', '"version":2'), ('"read":[', '"read":["odd"')):
         (place / "sendense.json").write_text(text.replace(old, new))
         assert run(place, "list") == 2
+    (place / "sendense.json").write_text(text)
+    (place / "features").mkdir()
+    for name, code in (("write.odd", 0), ("gc.odd", 0), ("read.odd", 2)):
+        (place / "features" / name).touch()
+        assert run(place, "list") == code
+    (place / "features" / "read.odd").unlink()
     if root_key is not None:
         (place / "sendense.json").write_text(
             text.replace('"compression_level":1', '"compression_level":2')

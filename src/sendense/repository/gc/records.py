@@ -29,7 +29,7 @@ FOLDER = "gc/"
 DIGITS = 8  # of a generation in names: so that they sort; one a minute would last 190 years
 SESSION = "gc."  # what a collector's packs and segments name as their session begins so
 
-# What one generation takes on; the rest waits for the next. Together they fit a frame of 16 MiB.
+# What one generation takes on; the rest waits for the next. Together they take 6 MB of a frame.
 PACKS_MAX = 50_000  # 1.6 TB in packs of 32 MiB
 STRUCK_MAX = 20_000
 ENDED_MAX = 40_000

@@ -21,7 +21,7 @@ from sendense.repository.keyed import KeyedStorage
 FOLDER = "health/"
 TOKEN_LENGTH = 8
 ENTRY = struct.Struct("<32sII")  # pack, and seconds since 1970 at which V1 and V2 held, 0 for never
-ENTRIES_MAX = 200_000  # 6 TB in packs of 32 MiB; the frame holds no more. Of more the oldest go
+ENTRIES_MAX = 200_000  # 6 TB in packs of 32 MiB, 16 MB of text. Of more the oldest go
 
 
 @dataclass(frozen=True, slots=True)
