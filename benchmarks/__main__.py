@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import catalog, content, garbage, goals
-from benchmarks.suite import Suite
+from benchmarks import absolutes, catalog, content, garbage, goals, metadata
+from benchmarks.report import Found
+from benchmarks.suite import WIDE_BYTES, Suite
 from sendense.core import units
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "bench"
@@ -29,6 +30,15 @@ def _work_folder() -> Iterator[Path]:
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as folder:
         yield Path(folder)
+
+
+def _measure_full_disk(folder: Path, places: int) -> list[Found]:
+    """Compare what incrementals of a full disk put: the changes in 100 GiB, and all over it."""
+    narrow, wide = (
+        metadata.measure(CACHE, folder, places=places, within=within, chunks=absolutes.INDEX_CHUNKS)
+        for within in WIDE_BYTES
+    )
+    return goals.compare_metadata(narrow, wide)
 
 
 def main() -> None:
@@ -51,6 +61,9 @@ def main() -> None:
     with _work_folder() as folder:
         places = PLACES_QUICK if given.quick else PLACES
         tables = list(Suite(folder, image, rounds=rounds, places=places).list_tables())
+        found = goals.compare(tables)
+        found += _measure_full_disk(folder, places)
+        found += absolutes.list_found(CACHE, folder, image, quick=given.quick)
     machine = {
         "date": f"{datetime.now(tz=UTC):%Y-%m-%d}",
         "cores": len(os.sched_getaffinity(0)),
@@ -68,7 +81,7 @@ def main() -> None:
         f"{units.format_size(image.stat().st_blocks * units.SECTOR)} of data, warm cache, "
         f"{rounds} rounds in alternation, medians\n"
     )
-    print("\n".join(goals.to_lines(tables)))
+    print("\n".join(goals.to_lines(found)))
     for table in tables:
         print("\n".join(table.to_lines()))
 

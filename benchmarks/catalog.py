@@ -147,6 +147,18 @@ def as_a_hub_runs() -> Iterator[None]:
         gc.unfreeze()
 
 
+@contextlib.contextmanager
+def built(backups: int, *, url: str | None = None) -> Iterator[tuple[Catalog, Estate]]:
+    """Give a catalog of so many backups, in a fresh SQLite file or an empty database."""
+    with tempfile.TemporaryDirectory(prefix="sendense-bench-") as folder:
+        catalog = Catalog(url or f"sqlite:///{folder}/catalog.sqlite")
+        try:
+            schema.migrate(catalog)
+            yield catalog, estate.build(catalog, backups=backups)
+        finally:
+            catalog.close()
+
+
 def measure(catalog: Catalog, question: Question, *, rounds: int = ROUNDS) -> Timing:
     """Ask again and again; the first answer, which fills caches, does not count."""
     taken = sorted(_ask(catalog, question) for _ in range(rounds + 1))[:rounds]
@@ -192,17 +204,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--backups", type=int, default=estate.BACKUPS)
     parser.add_argument("--only", default="", help="questions with this in their name")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="sendense-bench-") as folder:
-        catalog = Catalog(given.url or f"sqlite:///{folder}/catalog.sqlite")
-        try:
-            schema.migrate(catalog)
-            began = time.perf_counter()
-            known = estate.build(catalog, backups=given.backups)
-            print(f"{given.backups:,} backups written in {time.perf_counter() - began:.1f} s\n")
-            with as_a_hub_runs():
-                print_table(catalog, known, only=given.only)
-        finally:
-            catalog.close()
+    began = time.perf_counter()
+    with built(given.backups, url=given.url) as (catalog, known), as_a_hub_runs():
+        print(f"{given.backups:,} backups written in {time.perf_counter() - began:.1f} s\n")
+        print_table(catalog, known, only=given.only)
 
 
 def print_table(catalog: Catalog, known: Estate, *, only: str = "") -> None:

@@ -71,15 +71,16 @@ def write(place: Repository, vm: int, turn: int, changed: Sequence[int], *, size
     """Make one backup of a VM: turn 0 is a full one, later ones build on the turn before."""
     name, parent = f"vm{vm}-{turn}", f"vm{vm}-{turn - 1}" if turn else None
     place.begin_session(name, parents=[parent] if parent else [])
-    disk = DiskIdentity(KEY, 0, "disk", f"disk-{vm}", size * CHUNK)
+    disk = DiskIdentity(KEY, 0, "disk", f"disk-{vm}", size * place.chunk_size)
     mode = Mode.INCREMENTAL if parent else Mode.FULL
     with place.open_disk_writer(
         name, disk, moment=name, mode=mode, parent_backup_id=parent
     ) as writer:
         for index in changed:
-            plain = b"%032d" % (vm * 10**20 + turn * 10**10 + index) * (CHUNK // 32)
+            line = b"%032d" % (vm * 10**20 + turn * 10**10 + index)
+            plain = line * (place.chunk_size // len(line))
             codec, stored = chunk.encode(plain, 1)
-            writer.put_chunk(index, writer.identify(plain), codec, stored, CHUNK)
+            writer.put_chunk(index, writer.identify(plain), codec, stored, len(plain))
         writer.finish(DiskTotals(mode))
     now = datetime.now(tz=UTC)
     machine = VmRecord("image", "bench", "source", f"vm{vm}", f"vm{vm}")

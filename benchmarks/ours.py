@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import memory
+from benchmarks import counted, memory
+from benchmarks.counted import CountedStorage
 from sendense.core.clock import SystemClock
 from sendense.core.extent import Extent
 from sendense.core.ids import SystemIds
@@ -64,24 +65,33 @@ def open_view(socket: Path, changes: Path | None) -> SocketView:
     return SocketView(address, size, tuple(Extent(start, length) for start, length in listed))
 
 
-def open_repository(repository: Path) -> Repository:
+def create_repository(repository: Path) -> Repository:
+    """Make a repository in a new folder as users have it, and open it."""
+    repository.mkdir(parents=True)
+    return Repository.create(
+        LocalStorage(repository),
+        RepositorySettings(root_key=ROOT_KEY),
+        clock=SystemClock(),
+        ids=SystemIds(),
+    )
+
+
+def open_repository(repository: Path, storage: LocalStorage | None = None) -> Repository:
     """Open the repository in a folder as a worker does."""
     return Repository.open(
-        LocalStorage(repository), root_key=ROOT_KEY, clock=SystemClock(), ids=SystemIds()
+        storage or LocalStorage(repository),
+        root_key=ROOT_KEY,
+        clock=SystemClock(),
+        ids=SystemIds(),
     )
 
 
 def back_up(view: SocketView, repository: Path, *, name: str, parent: str | None) -> dict[str, int]:
     """Back up a disk, commit, and return the bytes that were counted."""
     if not repository.exists():
-        repository.mkdir(parents=True)
-        Repository.create(
-            LocalStorage(repository),
-            RepositorySettings(root_key=ROOT_KEY),
-            clock=SystemClock(),
-            ids=SystemIds(),
-        )
-    place = open_repository(repository)
+        create_repository(repository)
+    storage = CountedStorage(repository)
+    place = open_repository(repository, storage)
     place.begin_session(name, parents=[parent] if parent else [])
     disk = DiskIdentity(KEY, 0, "disk", "uuid", view.size_bytes)
     task = Task(
@@ -104,6 +114,7 @@ def back_up(view: SocketView, repository: Path, *, name: str, parent: str | None
         "bytes_read": done.record.bytes_read,
         "bytes_new": done.record.bytes_new,
         "bytes_stored": done.record.bytes_stored,
+        **counted.count_metadata(storage.put),
     }
 
 
@@ -141,14 +152,14 @@ def main() -> None:
     with memory.watched() as peak:
         cpu, started = time.process_time(), time.perf_counter()
         if given.action == "restore":
-            counted = restore_disk(given.repository, given.target, name=given.name)
+            found = restore_disk(given.repository, given.target, name=given.name)
         elif given.action == "verify":
-            counted = verify_all(given.repository)
+            found = verify_all(given.repository)
         else:
             view = open_view(given.socket, given.changes)
-            counted = back_up(view, given.repository, name=given.name, parent=given.parent)
+            found = back_up(view, given.repository, name=given.name, parent=given.parent)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": peak[0], **counted}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": peak[0], **found}))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.contenders import Figures
 from sendense.core import units
+
+RATIO_SMALL = 0.1  # below, two decimals say too little
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,45 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """Return the table for programs."""
         return {"key": self.key, "title": self.title, "rows": [row.to_json() for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that must be reached and what was found of it.
+
+    Attributes:
+        beside: what it is compared with; "" where the reach is an absolute limit.
+        is_cost: whether less than the reach is good, instead of more.
+        unit: of both; "x" for a ratio.
+    """
+
+    figure: str
+    beside: str
+    reach: float
+    found: float
+    is_cost: bool = False
+    unit: str = "x"
+
+    @property
+    def held(self) -> bool:
+        """Whether it was reached."""
+        return self.found <= self.reach if self.is_cost else self.found >= self.reach
+
+    def to_line(self) -> str:
+        """Return a row of a Markdown table."""
+        bound = "at most " if self.is_cost else ""
+        held = "reached" if self.held else "**not reached**"
+        reach, found = (self._tell(value) for value in (self.reach, self.found))
+        return f"| {' | '.join([self.figure, self.beside, bound + reach, found, held])} |"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {**asdict(self), "held": self.held}
+
+    def _tell(self, value: float) -> str:
+        if self.unit != "x":
+            return f"{value:.3g} {self.unit}"
+        return f"{value:.2f}x" if value >= RATIO_SMALL else f"{value:.2g}x"
 
 
 def _size(counted: Mapping[str, int], key: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,17 +96,13 @@ class Suite:
         parent = self._folder / "parent"
         self._repository.rename(parent)
 
-        def prepare() -> None:
-            contenders.remove(self._repository)
-            shutil.copytree(parent, self._repository, copy_function=os.link)
-
         with contenders.served(disk) as socket:
             arguments = self._arguments(socket, "--changes", str(listed), "--parent", "first")
             ours = Contender(
                 OURS,
                 "incremental with sampling",
                 lambda: contenders.run_ours("incremental", "--name", "second", *arguments),
-                prepare,
+                lambda: contenders.link(parent, self._repository),
             )
             limit = contenders.limit(LIMIT_FULL, "compress", str(socket), str(listed))
             told = units.format_size(size)
