@@ -1,89 +1,143 @@
-"""`./dev bench`: measure beside restic, borg, nbdcopy and qemu-img, and the machine's limits."""
+"""`./dev bench`: measure beside restic, borg, nbdcopy and qemu-img, and the machine's limits.
+
+One run of all contenders in alternation, then what has no contender: the metadata of increments,
+memory beside ten million chunks, lists of 100,000 backups, discovery of 1,000 VMs. It prints what
+must be reached and what was found, and a table for each comparison. Options choose something else:
+"""
 
 import argparse
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import psutil
-
-from benchmarks import absolutes, catalog, content, garbage, goals, metadata
-from benchmarks.report import Found
-from benchmarks.suite import WIDE_BYTES, Suite
+from benchmarks import (
+    absolutes,
+    catalog,
+    content,
+    garbage,
+    goals,
+    guard,
+    machine,
+    metadata,
+    plot,
+    results,
+    scale,
+)
+from benchmarks.report import Found, Table
+from benchmarks.scale import Scale
+from benchmarks.suite import PLOTTED, WIDE_BYTES, Suite
 from sendense.core import units
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "bench"
-CONTENT_BYTES = 2 * units.GIB
-CONTENT_BYTES_QUICK = 512 * units.MIB
-PLACES = 1638  # of 64 KiB: 0.1 % of 100 GiB
-PLACES_QUICK = 400
-ROUNDS = 5
-ROUNDS_QUICK = 3
+EPILOG = """
+What is compared and what is kept:
+  .cache/bench                 images and repositories that take long to make; may be removed
+  benchmarks/results.json      figures of the last saved run of each scale, whole and quick
+  benchmarks/RESULTS.md, .png  tables and bars of the last saved whole run; remarks around them stay
 
-
-@contextmanager
-def _work_folder() -> Iterator[Path]:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as folder:
-        yield Path(folder)
-
-
-def _measure_full_disk(folder: Path, places: int) -> list[Found]:
-    """Compare what incrementals of a full disk put: the changes in 100 GiB, and all over it."""
-    narrow, wide = (
-        metadata.measure(CACHE, folder, places=places, within=within, chunks=absolutes.INDEX_CHUNKS)
-        for within in WIDE_BYTES
-    )
-    return goals.compare_metadata(narrow, wide)
+The guard compares with results.json: the limit's time divided by ours, for a full backup, another
+one of the same disk (nbdcopy to null), a restore (qemu-img from raw), a verification and two
+incrementals. It measures these alone, and ends with 1 where one is slower by more than 15 %.
+"""
+COMMAND = "./dev bench --save"
 
 
 def main() -> None:
-    """Measure, check, print."""
-    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smaller image, fewer rounds")
-    parser.add_argument("--rounds", type=int, help="how often each contender runs")
-    parser.add_argument("--json", action="store_true", help="print figures for programs")
-    parser.add_argument("--catalog", action="store_true", help="measure lists of 100,000 backups")
-    parser.add_argument("--gc", action="store_true", help="measure a garbage collection")
-    given, rest = parser.parse_known_args()
+    """Do what the command line asks for."""
+    given, rest = (parser := _make_parser()).parse_known_args()
     if given.catalog or given.gc:
         (catalog if given.catalog else garbage).main(rest)
         return
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    size = CONTENT_BYTES_QUICK if given.quick else CONTENT_BYTES
-    rounds = given.rounds or (ROUNDS_QUICK if given.quick else ROUNDS)
-    image = content.make_image(CACHE, content_bytes=size)
-    with _work_folder() as folder:
-        places = PLACES_QUICK if given.quick else PLACES
-        tables = list(Suite(folder, image, rounds=rounds, places=places).list_tables())
-        found = goals.compare(tables)
-        found += _measure_full_disk(folder, places)
-        found += absolutes.list_found(CACHE, folder, image, quick=given.quick)
-    machine = {
-        "date": f"{datetime.now(tz=UTC):%Y-%m-%d}",
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": psutil.virtual_memory().total,
-        "image": {"size": image.stat().st_size, "data": image.stat().st_blocks * units.SECTOR},
-        "rounds": rounds,
-    }
-    if given.json:
-        print(json.dumps({**machine, "tables": [table.to_json() for table in tables]}, indent=2))
-        return
-    print(
-        f"{machine['date']}, {machine['cores']} cores, "
-        f"{units.format_size(psutil.virtual_memory().total)} RAM; raw ext4 image of "
-        f"{units.format_size(image.stat().st_size)} with "
-        f"{units.format_size(image.stat().st_blocks * units.SECTOR)} of data, warm cache, "
-        f"{rounds} rounds in alternation, medians\n"
+    measured = scale.QUICK if given.quick else scale.WHOLE
+    if given.rounds:
+        measured = replace(measured, rounds=given.rounds)
+    if given.guard:
+        guard.run(measured)
+    else:
+        _run(measured, as_json=given.json, is_saved=given.save)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./dev bench",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    print("\n".join(goals.to_lines(found)))
-    for table in tables:
-        print("\n".join(table.to_lines()))
+    parser.add_argument("--quick", action="store_true", help="less data, fewer rounds")
+    parser.add_argument("--rounds", type=int, help="how often each contender runs")
+    parser.add_argument("--json", action="store_true", help="print figures for programs")
+    parser.add_argument(
+        "--save", action="store_true", help="keep what was found, and plots of it, in benchmarks/"
+    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--guard", action="store_true", help="compare with the results in the tree; 1 where slower"
+    )
+    modes.add_argument(
+        "--catalog",
+        action="store_true",
+        help="measure every list of the API, with --url, --backups and --only",
+    )
+    modes.add_argument(
+        "--gc",
+        action="store_true",
+        help="measure a garbage collection, with --chunks, --backups and --folder",
+    )
+    return parser
+
+
+def _run(measured: Scale, *, as_json: bool, is_saved: bool) -> None:
+    """Measure all, check, print and keep."""
+    image = content.make_image(scale.CACHE, content_bytes=measured.content_bytes)
+    with scale.work_folder() as folder:
+        tables = list(Suite(folder, image, measured).list_tables())
+        found = goals.compare(tables)
+        found += _measure_full_disk(folder, measured.places)
+        found += absolutes.list_found(
+            scale.CACHE, folder, image, is_quick=measured.name == scale.QUICK.name
+        )
+    seen = machine.describe()
+    figures = {
+        "machine": asdict(seen),
+        "scale": asdict(measured),
+        "image": {"size": image.stat().st_size, "data": image.stat().st_blocks * units.SECTOR},
+        "goals": [one.to_json() for one in found],
+        "tables": [table.to_json() for table in tables],
+    }
+    told = f"{seen.to_text()}; {_describe(image, measured)}"
+    lines = [told, "", *goals.to_lines(found), *(line for one in tables for line in one.to_lines())]
+    print(json.dumps(figures, indent=2) if as_json else "\n".join(lines))
+    if is_saved:
+        results.save(results.FIGURES, measured.name, figures)
+        if measured.name == scale.WHOLE.name:
+            results.save_page(results.PAGE, COMMAND, lines)
+            _plot(tables, told)
+
+
+def _plot(tables: list[Table], told: str) -> None:
+    plot.draw_results([one for one in tables if one.key in PLOTTED], results.PLOT, title=told)
+
+
+def _describe(image: Path, measured: Scale) -> str:
+    found = image.stat()
+    return (
+        f"raw ext4 image of {units.format_size(found.st_size)} with "
+        f"{units.format_size(found.st_blocks * units.SECTOR)} of data, warm cache, "
+        f"{measured.rounds} rounds in alternation, medians"
+    )
+
+
+def _measure_full_disk(folder: Path, places: int) -> list[Found]:
+    """Compare what incrementals of a full disk put: the changes in 100 GiB, and all over it."""
+    narrow, wide = (
+        metadata.measure(
+            scale.CACHE, folder, places=places, within=within, chunks=absolutes.INDEX_CHUNKS
+        )
+        for within in WIDE_BYTES
+    )
+    return goals.compare_metadata(narrow, wide)
 
 
 if __name__ == "__main__":

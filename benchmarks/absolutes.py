@@ -25,7 +25,7 @@ DISCOVERY_SECONDS_MAX = 3.0
 ROUNDS = 3
 
 
-def list_found(cache: Path, work: Path, image: Path, *, quick: bool) -> Iterator[Found]:
+def list_found(cache: Path, work: Path, image: Path, *, is_quick: bool) -> Iterator[Found]:
     """Measure and yield one after the other; those whose programs cannot be had are left out."""
     memory = anonymous_bytes(cache, work, image, chunks=INDEX_CHUNKS)
     yield Found(
@@ -36,10 +36,11 @@ def list_found(cache: Path, work: Path, image: Path, *, quick: bool) -> Iterator
         is_cost=True,
         unit="MB",
     )
-    rounds = catalog.ROUNDS // 2 if quick else catalog.ROUNDS
+    rounds = catalog.ROUNDS // 2 if is_quick else catalog.ROUNDS
     question, timing = slowest_list(backups=estate.BACKUPS, rounds=rounds)
+    asked = question.name.removeprefix("backups: ")
     yield Found(
-        f"list of backups, {estate.BACKUPS:,} in SQLite, p95, the slowest: {question.name}",
+        f"list of {estate.BACKUPS:,} backups in SQLite, p95, slowest by {asked}",
         "",
         LIST_SECONDS_MAX * 1e3,
         timing.p95 * 1e3,

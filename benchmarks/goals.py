@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from benchmarks import metadata, suite
 from benchmarks.metadata import Added
 from benchmarks.report import Found, Table
-from benchmarks.suite import AGAIN, FULL, OURS, RESTORE, VERIFY, WIDE, WIDE_BYTES
+from benchmarks.suite import AGAIN, FULL, INCREMENTALS, OURS, RESTORE, VERIFY, WIDE_BYTES
 from sendense.core import units
 
 _LIMIT_FULL = f"limit: {suite.LIMIT_FULL}"
 _LIMIT_VERIFY = f"limit: {suite.LIMIT_VERIFY}"
-_NARROW, _WIDE = (WIDE.format(units.format_size(size)) for size in WIDE_BYTES)
+_NARROW, _WIDE = INCREMENTALS
 
 WIDER_MAX = 1.2  # the same changes in a disk ten times as wide
 STORED_MAX = 1.07

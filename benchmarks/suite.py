@@ -4,36 +4,47 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import contenders, content, peers, report
 from benchmarks.contenders import Contender, Figures
 from benchmarks.report import Table
+from benchmarks.scale import Scale
 from sendense.core import units
 
 OURS = "Sendense"
 LIMIT_FULL = "read, hash, zstd-1"
 LIMIT_VERIFY = "unzstd, hash"
 FULL, AGAIN, RESTORE, VERIFY = "full", "again", "restore", "verify"
-WIDE = "incremental of {}"
+PLOTTED = (FULL, AGAIN, RESTORE, VERIFY)
 WIDE_BYTES = (100 * units.GIB, units.TIB)
+INCREMENTALS = tuple(f"incremental of {units.format_size(size)}" for size in WIDE_BYTES)
 CONVERT = ["qemu-img", "convert", "-W", "-m", "16", "-t", "writeback"]
+
+Wanted = Callable[[str, str], bool]
 
 
 class Suite:
-    """What is compared, table by table; every table's contenders run in alternation."""
+    """What is compared, table by table; every table's contenders run in alternation.
 
-    def __init__(self, folder: Path, image: Path, *, rounds: int, places: int) -> None:
+    Args:
+        wanted: says of a table's key and a contender's name whether it runs; without it all do.
+    """
+
+    def __init__(
+        self, folder: Path, image: Path, measured: Scale, *, wanted: Wanted | None = None
+    ) -> None:
         self._folder = folder
         self._image = image
-        self._rounds = rounds
-        self._places = places
+        self._rounds = measured.rounds
+        self._places = measured.places
+        self._wanted = wanted
         self._repository = folder / "repository"
         self._restored = folder / "restored.raw"
         self._packed = folder / "qemu.qcow2"
         self._back = folder / "back.raw"
-        self._peers = peers.list_installed(folder)
+        self._peers = [] if wanted else peers.list_installed(folder)
         self._backups = 0
 
     def list_tables(self) -> Iterator[Table]:
@@ -82,10 +93,10 @@ class Suite:
             ],
         )
         contenders.remove(stored, self._repository, *(peer.repository for peer in self._peers))
-        for size in WIDE_BYTES:
-            yield self._measure_wide(size)
+        for key, size in zip(INCREMENTALS, WIDE_BYTES, strict=True):
+            yield self._measure_wide(key, size)
 
-    def _measure_wide(self, size: int) -> Table:
+    def _measure_wide(self, key: str, size: int) -> Table:
         """Compare an incremental of scattered places in a wide disk with the chunks they touch."""
         disk = self._folder / "wide.raw"
         listed = self._folder / "changes.json"
@@ -107,7 +118,7 @@ class Suite:
             limit = contenders.limit(LIMIT_FULL, "compress", str(socket), str(listed))
             told = units.format_size(size)
             table = self._measure(
-                WIDE.format(told),
+                key,
                 f"Incremental backup of {self._places} places of 64 KiB in {told}; the limit does"
                 " the chunks that they touch",
                 [ours, limit],
@@ -116,6 +127,8 @@ class Suite:
         return table
 
     def _measure(self, key: str, title: str, measured: list[Contender]) -> Table:
+        if self._wanted:
+            measured = [one for one in measured if self._wanted(key, one.name)]
         rows = report.measure(measured, rounds=self._rounds, note=_note)
         return Table(key, title, rows, OURS)
 

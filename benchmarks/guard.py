@@ -1,0 +1,106 @@
+"""`./dev bench --guard`: has anything become slower than in the results of the tree?
+
+Machines differ and so do days: what is compared are ratios to the limit that is measured in the
+same run, in alternation. Only Sendense and these limits run.
+"""
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import content, results, scale, suite
+from benchmarks.scale import Scale
+from benchmarks.suite import AGAIN, FULL, INCREMENTALS, OURS, RESTORE, VERIFY, Suite
+
+LOSS_MAX = 0.15  # above what the medians of a quiet machine vary
+LIMITS = {
+    FULL: f"limit: {suite.LIMIT_FULL}",
+    AGAIN: "nbdcopy to null",
+    RESTORE: "qemu-img from raw",
+    VERIFY: f"limit: {suite.LIMIT_VERIFY}",
+    **dict.fromkeys(INCREMENTALS, f"limit: {suite.LIMIT_FULL}"),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A figure then and now, each the limit's seconds divided by ours: more is faster."""
+
+    figure: str
+    committed: float
+    fresh: float
+
+    @property
+    def change(self) -> float:
+        """What was gained, or lost where it is negative, as a share."""
+        return self.fresh / self.committed - 1
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has become slower by more than chance explains."""
+        return self.change < -LOSS_MAX
+
+    def to_line(self) -> str:
+        """Return a row of a Markdown table."""
+        told = "**slower**" if self.lost else "held"
+        ratios = f"{self.committed:.2f}x | {self.fresh:.2f}x"
+        return f"| {self.figure} | {LIMITS[self.figure]} | {ratios} | {self.change:+.0%} | {told} |"
+
+
+def list_ratios(tables: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return for each figure of tables (as `Table.to_json` tells them) the limit's time by ours.
+
+    It is the median of the rounds' ratios: the two that ran one after the other had the same
+    machine, whatever else ran on it in other rounds.
+    """
+    ratios = {}
+    for table in tables:
+        seconds = {row["name"]: row["seconds"] for row in table["rows"]}
+        limit = seconds.get(LIMITS.get(table["key"], ""))
+        if limit is not None:
+            pairs = zip(limit, seconds[OURS], strict=True)
+            ratios[table["key"]] = statistics.median(other / ours for other, ours in pairs)
+    return ratios
+
+
+def compare(committed: Mapping[str, float], fresh: Mapping[str, float]) -> list[Verdict]:
+    """Decide on each figure that was measured both times."""
+    return [
+        Verdict(figure, committed[figure], fresh[figure])
+        for figure in LIMITS
+        if figure in committed and figure in fresh
+    ]
+
+
+def is_wanted(table: str, contender: str) -> bool:
+    """Return whether a contender has to run."""
+    return contender in {OURS, LIMITS[table]}
+
+
+def run(measured: Scale) -> None:
+    """Measure, compare with the same scale's results, print; exits with 1 where one is lost."""
+    known = results.load(results.FIGURES, measured.name)
+    if known is None:
+        sys.exit(
+            f"{results.FIGURES.name} holds no results of a {measured.name} run: "
+            "save them by `./dev bench --save`, with --quick for a quick one"
+        )
+    image = content.make_image(scale.CACHE, content_bytes=measured.content_bytes)
+    with scale.work_folder() as folder:
+        compared = Suite(folder, image, measured, wanted=is_wanted)
+        tables = [table.to_json() for table in compared.list_tables()]
+    verdicts = compare(list_ratios(known["tables"]), list_ratios(tables))
+    print("\n".join(to_lines(verdicts, date=known["machine"]["date"])))
+    if any(one.lost for one in verdicts):
+        sys.exit(1)
+
+
+def to_lines(verdicts: Sequence[Verdict], *, date: str) -> list[str]:
+    """Return the comparison as Markdown."""
+    return [
+        f"| figure | limit | {date} | now | change | |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(one.to_line() for one in verdicts),
+    ]
