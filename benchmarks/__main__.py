@@ -23,6 +23,7 @@ from benchmarks import (
     results,
     scale,
 )
+from benchmarks.growth import run
 from benchmarks.report import Found, Table
 from benchmarks.scale import Scale
 from benchmarks.suite import PLOTTED, WIDE_BYTES, Suite
@@ -33,6 +34,12 @@ What is compared and what is kept:
   .cache/bench                 images and repositories that take long to make; may be removed
   benchmarks/results.json      figures of the last saved run of each scale, whole and quick
   benchmarks/RESULTS.md, .png  tables and bars of the last saved whole run; remarks around them stay
+  benchmarks/growth.json, .png the same of --growth, whose tables are in RESULTS.md too; without
+                               --save, or of a quick run, the plot lies in .cache/bench
+
+Growth: the size of a sparse disk (10 GiB to 1 TiB), backups in a repository (1 to 1,000), chunks in
+an index (10,000 to 10 million), disks backed up at once by one process (1 to 8), workers at once
+(1 to 4), backups in a catalog (100 to 100,000). With --quick fewer of each, the last ones left out.
 
 The guard compares with results.json: the limit's time divided by ours, for a full backup, another
 one of the same disk (nbdcopy to null), a restore (qemu-img from raw), a verification and two
@@ -49,10 +56,16 @@ def main() -> None:
         return
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
+    if given.growth and given.rounds:
+        parser.error("--growth has rounds of its own")
+    if given.guard and (given.save or given.json):
+        parser.error("--guard keeps nothing and prints one table; --save and --json are not for it")
     measured = scale.QUICK if given.quick else scale.WHOLE
     if given.rounds:
         measured = replace(measured, rounds=given.rounds)
-    if given.guard:
+    if given.growth:
+        run.run(is_quick=given.quick, as_json=given.json, is_saved=given.save)
+    elif given.guard:
         guard.run(measured)
     else:
         _run(measured, as_json=given.json, is_saved=given.save)
@@ -74,6 +87,9 @@ def _make_parser() -> argparse.ArgumentParser:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
         "--guard", action="store_true", help="compare with the results in the tree; 1 where slower"
+    )
+    modes.add_argument(
+        "--growth", action="store_true", help="measure what things cost as work grows, and plot it"
     )
     modes.add_argument(
         "--catalog",
@@ -112,7 +128,8 @@ def _run(measured: Scale, *, as_json: bool, is_saved: bool) -> None:
     if is_saved:
         results.save(results.FIGURES, measured.name, figures)
         if measured.name == scale.WHOLE.name:
-            results.save_page(results.PAGE, COMMAND, lines)
+            shown = f"![Seconds of each contender]({results.PLOT.name})"
+            results.save_page(results.PAGE, COMMAND, [shown, "", *lines])
             _plot(tables, told)
 
 

@@ -159,7 +159,8 @@ def main() -> None:
             view = open_view(given.socket, given.changes)
             found = back_up(view, given.repository, name=given.name, parent=given.parent)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": peak[0], **found}))
+    figures = {"began": started, "seconds": seconds, "cpu": cpu, "memory": peak[0]}
+    print(json.dumps({**figures, **found}))
 
 
 if __name__ == "__main__":

@@ -94,9 +94,9 @@ class Suite:
         )
         contenders.remove(stored, self._repository, *(peer.repository for peer in self._peers))
         for key, size in zip(INCREMENTALS, WIDE_BYTES, strict=True):
-            yield self._measure_wide(key, size)
+            yield self.measure_wide(key, size)
 
-    def _measure_wide(self, key: str, size: int) -> Table:
+    def measure_wide(self, key: str, size: int) -> Table:
         """Compare an incremental of scattered places in a wide disk with the chunks they touch."""
         disk = self._folder / "wide.raw"
         listed = self._folder / "changes.json"
