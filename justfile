@@ -37,7 +37,7 @@ fix:
     ruff format .
     ruff check .
 
-# Measure beside restic, borg, nbdcopy and qemu-img; `./dev bench --help` tells more
+# Measure beside restic, borg, Benji, nbdcopy and qemu-img; `./dev bench --help` tells more
 [no-exit-message]
 bench *arguments:
     python -m benchmarks "$@"
@@ -67,7 +67,8 @@ migration message:
             command.revision(config, sys.argv[1], autogenerate=True, rev_id=f"{number:04}")
         catalog.close()
 
-# Recompile requirements/ from pyproject.toml; extra arguments (--upgrade) go to uv
+# Recompile the locks in requirements/; extra arguments (--upgrade) go to uv
 lock *arguments:
     uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --output-file requirements/runtime.txt pyproject.toml "$@"
     uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --group dev --output-file requirements/dev.txt pyproject.toml "$@"
+    uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 --overrides requirements/benji-overrides.in --output-file requirements/benji.txt requirements/benji.in "$@"

@@ -1,17 +1,26 @@
 """Programs that people compare us with, each with its fastest sensible settings.
 
-restic and borg read the image file itself, which costs them no NBD; each keeps an encrypted
-repository on the same disk as ours, with zstd.
+They read the image file itself, which costs them no NBD; each keeps an encrypted repository on the
+same disk as ours, with zstd. restic and borg are Debian's; Benji is PyPI's, in an environment of
+its own. virtnbdbackup is left out: it backs up libvirt's guests, which no connector of ours does
+yet.
 """
 
 import os
 import shutil
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from benchmarks import contenders
 from benchmarks.contenders import Contender, Figures
+from sendense.core import units
 
+ROOT = Path(__file__).resolve().parent.parent
+BENJI_SETTINGS = Path(__file__).with_name("benji.yaml")
+BENJI_LOCK = ROOT / "requirements" / "benji.txt"
+BENJI_HOME = ROOT / ".cache" / "bench" / "benji-venv"
 SECRET = "benchmark"  # noqa: S105 - of throw-away repositories
 
 
@@ -72,7 +81,7 @@ class Peer(ABC):
 
         def run() -> Figures:
             command = self.restore_command(self._backups, self._out)
-            # Neither syncs what it restored; ours and qemu-img do.
+            # None syncs what it restored; ours and qemu-img do.
             return self._run(["sh", "-c", '"$@" && sync -f .', "sh", *command], within=self._out)
 
         return Contender(self.name, " ".join(shown), run, prepare)
@@ -96,6 +105,7 @@ class Peer(ABC):
         def run() -> Figures:
             self._backups += 1
             figures = self._run(self.backup_command(image, self._backups))
+            _warm(image)
             return figures.counting(bytes_stored=self.stored_bytes())
 
         shown = self.backup_command(image, 1)
@@ -103,7 +113,7 @@ class Peer(ABC):
 
     def _run(self, command: list[str], *, within: Path | None = None) -> Figures:
         environment = {**os.environ, "HOME": str(self._home), **self.environment}
-        return contenders.run_program(command, environment=environment, within=within)
+        return contenders.run_program(command, environment=environment, within=within or self._home)
 
 
 class Restic(Peer):
@@ -146,8 +156,9 @@ class Borg(Peer):
         return {"BORG_PASSPHRASE": SECRET, "BORG_REPO": str(self.repository)}
 
     def init_command(self) -> list[str]:
-        """Make the repository, with the faster of its hashes."""
-        return ["borg", "init", "--encryption", "repokey-blake2"]
+        """Make the repository, with the hash that is the faster one on this processor."""
+        has_sha = not {"sha_ni", "sha2"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+        return ["borg", "init", "--encryption", "repokey" if has_sha else "repokey-blake2"]
 
     def backup_command(self, image: Path, number: int) -> list[str]:
         """Read the whole image, but not its holes: without the cache that trusts its time."""
@@ -165,6 +176,69 @@ class Borg(Peer):
         return ["borg", "check", "--verify-data"]
 
 
+class Benji(Peer):
+    """Benji: blocks of 4 MiB, zstd level 1, AES-256-GCM; see benji.yaml.
+
+    It hashes what a raw file's holes read as: hints of holes come from Ceph's images alone.
+    """
+
+    name = "benji"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Nothing: the file of settings has its key."""
+        return {}
+
+    def init_command(self) -> list[str]:
+        """Make its database; the repository is made by the first backup."""
+        return self._benji("database-init")
+
+    def backup_command(self, image: Path, number: int) -> list[str]:
+        """Read the whole image."""
+        return self._benji("backup", "--uid", f"backup-{number}", f"file:{image}", "disk")
+
+    def restore_command(self, number: int, out: Path) -> list[str]:
+        """Restore to a file that is not there yet."""
+        return self._benji("restore", "--sparse", f"backup-{number}", f"file:{out}/disk.raw")
+
+    def verify_command(self) -> list[str]:
+        """Read every block of any backup once."""
+        return self._benji("batch-deep-scrub")
+
+    def _benji(self, *arguments: str) -> list[str]:
+        command = [str(BENJI_HOME / "bin" / "benji"), "--config-file", str(BENJI_SETTINGS)]
+        return [*command, "--log-level", "WARNING", *arguments]
+
+
 def list_installed(folder: Path) -> list[Peer]:
     """Return the programs that are here."""
-    return [kind(folder) for kind in (Restic, Borg) if shutil.which(kind.name)]
+    found: list[Peer] = [kind(folder) for kind in (Restic, Borg) if shutil.which(kind.name)]
+    return [*found, Benji(folder)] if _install_benji() else found
+
+
+def _install_benji() -> bool:
+    """Install Benji as locked, unless it is; tell why where that fails."""
+    stamp = BENJI_HOME / "installed.txt"
+    wanted = BENJI_LOCK.read_text()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return True
+    uv = str(Path(sys.executable).with_name("uv"))
+    python = str(BENJI_HOME / "bin" / "python")
+    make = [uv, "venv", "--clear", "--relocatable", "--python", sys.executable, str(BENJI_HOME)]
+    # Two of its packages have no wheels: the lock says what builds them too.
+    install = [uv, "pip", "sync", "--python", python, "--require-hashes", str(BENJI_LOCK)]
+    for command in (make, [*install, "--build-constraints", str(BENJI_LOCK)]):
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if "error:" in line), "")
+            print(f"Benji is left out, for it could not be installed: {reason}", file=sys.stderr)
+            return False
+    stamp.write_text(wanted)
+    return True
+
+
+def _warm(image: Path) -> None:
+    """Read an image: borg and Benji drop what they have read from the cache of all."""
+    with image.open("rb") as file:
+        while file.read(units.MIB):
+            pass

@@ -237,7 +237,7 @@ def test_no_file_is_too_large_to_review() -> None:
     assert [name_of(p) for p in list_files() if p.stat().st_size > FILE_BYTES_MAX] == []
 
 
-@pytest.mark.parametrize("name", ["dev.txt", "runtime.txt"])
+@pytest.mark.parametrize("name", ["dev.txt", "runtime.txt", "benji.txt"])
 def test_locks_carry_hashes_and_name_no_index(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text()
     assert INDEX_ADDRESS.search(text) is None
