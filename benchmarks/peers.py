@@ -227,7 +227,8 @@ def _install_benji() -> bool:
     make = [uv, "venv", "--clear", "--relocatable", "--python", sys.executable, str(BENJI_HOME)]
     # Two of its packages have no wheels: the lock says what builds them too.
     install = [uv, "pip", "sync", "--python", python, "--require-hashes", str(BENJI_LOCK)]
-    for command in (make, [*install, "--build-constraints", str(BENJI_LOCK)]):
+    install += ["--build-constraints", str(BENJI_LOCK), "--compile-bytecode"]
+    for command in (make, install):
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             reason = next((line for line in done.stderr.splitlines() if "error:" in line), "")
