@@ -15,6 +15,7 @@ from sendense.connectors.base import (
     Source,
     Tracking,
 )
+from sendense.connectors.capability import Measuring
 from sendense.core import units
 from sendense.core.errors import NotFound, Unavailable
 from sendense.core.extent import Extent
@@ -152,6 +153,14 @@ def test_as_many_connections_as_are_offered_read_at_once(world: World) -> None:
         finally:
             for client in clients:
                 client.close()
+
+
+def test_of_a_guest_that_does_not_write_nothing_is_measured(world: World) -> None:
+    snapshot = take(world.source, "job-1")
+    for key in KEYS:
+        with world.source.open_disk(snapshot.reference, key) as view:
+            if isinstance(view, Measuring):
+                assert [view.measure_write_latency() for _ in range(2)] == [None, None]
 
 
 def test_the_same_name_finds_the_same_moment(world: World) -> None:

@@ -7,12 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense.cli import certificate, credentials, lookup, paging, tags, text, vcenter, waiting
+from sendense.cli import (
+    certificate,
+    credentials,
+    lookup,
+    paging,
+    source_limit,
+    tags,
+    text,
+    vcenter,
+    waiting,
+)
 from sendense.cli.command import Session, command, group
 from sendense.cli.failure import usage
 from sendense.cli.output import Column
 
 app = group("source", "The platforms that VMs are read from.")
+source_limit.register(app)
 
 _CONFIG_BYTES_MAX = 1024 * 1024  # a thousand VMs by hand; more is a mistake
 

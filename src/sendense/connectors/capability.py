@@ -84,6 +84,19 @@ class Sweepable(Protocol):
 
 
 @runtime_checkable
+class Measuring(Protocol):
+    """A view of a disk whose platform can tell what the backup costs the guest."""
+
+    def measure_write_latency(self) -> float | None:
+        """Return the mean seconds that the guest's writes to the disk took since the last call.
+
+        None at the first call, and where the guest wrote nothing. Flushes count as a part of the
+        writes that they make durable. Raises Unavailable, Denied or NotFound where nobody can tell.
+        """
+        ...
+
+
+@runtime_checkable
 class Receiving(Protocol):
     """A source that takes disks back."""
 

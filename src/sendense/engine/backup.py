@@ -67,6 +67,7 @@ class Task:
         moment: the snapshot's; seeds the choice of chunks to sample, so that a resumed run samples
             the same ones and comes to the same end.
         change_id: the snapshot's, to remember in the record.
+        hold_back: gives each batch when it may be read; see `throttle`.
     """
 
     view: DiskView
@@ -74,6 +75,7 @@ class Task:
     decision: Decision
     moment: str
     change_id: str | None = None
+    hold_back: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,8 @@ class _Backup:
                 buffers=self._buffers,
             ),
         )
-        items = (Item(batch.bytes_to_read + BATCH_OVERHEAD, batch) for batch in batches)
+        held = self._task.hold_back(batches)
+        items = (Item(batch.bytes_to_read + BATCH_OVERHEAD, batch) for batch in held)
         return pipeline.run(
             items,
             [stage],

@@ -5,6 +5,7 @@
 No database transaction is open while bytes move.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,15 +13,20 @@ from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 
-from sendense.connectors.base import Consistency
-from sendense.core.errors import Cancelled, Conflict, SendenseError
+from sendense.connectors import impact
+from sendense.connectors.base import Consistency, DiskView
+from sendense.connectors.capability import Measuring
+from sendense.core.clock import Clock
+from sendense.core.errors import Cancelled, Conflict, SendenseError, Unavailable
 from sendense.durable import sweep
 from sendense.durable.definition import Retry, Workflow, step
 from sendense.durable.flow import Flow
 from sendense.engine import backup, plan
 from sendense.engine.backup import Task, Transfer
+from sendense.engine.control import Control
 from sendense.engine.plan import Decision
 from sendense.engine.progress import Progress
+from sendense.engine.throttle import Throttle
 from sendense.hub.backups import queries as backups
 from sendense.hub.backups.queries import DiskProgress
 from sendense.hub.jobs import queries as jobs
@@ -70,6 +76,7 @@ def transfer(
             lineage=subject.lineage(key),
         )
         progress = Progress(context.clock)
+        told: deque[str] = deque()
 
         def open_writer(parent_backup_id: str | None, mode: Mode) -> DiskWriter:
             writer = repository.open_disk_writer(
@@ -86,17 +93,25 @@ def transfer(
             watch(
                 context,
                 job_id,
-                report=lambda session: _report(session, context, subject, key, progress),
+                report=lambda session: _report(session, context, subject, key, progress, told),
                 look=lambda session: _find_failed(session, subject, key),
             ) as control,
             context.open_source(subject.source) as source,
             source.open_disk(snapshot.reference, key) as view,
         ):
+            throttle = _open_throttle(subject, key, view, control, clock=context.clock, told=told)
 
             def attempt(parent_backup_id: str | None, decision: Decision) -> Transfer:
                 opener = partial(open_writer, parent_backup_id)
                 return backup.back_up_disk(
-                    Task(view, opener, decision, snapshot.moment, disk.change_id),
+                    Task(
+                        view,
+                        opener,
+                        decision,
+                        snapshot.moment,
+                        disk.change_id,
+                        throttle.hold_back,
+                    ),
                     settings=replace(context.transfer, level=repository.compression_level),
                     control=control,
                     progress=progress,
@@ -104,7 +119,28 @@ def transfer(
 
             moved = _move(attempt, decided)
             written = isinstance(source, Witness) and source.was_written(snapshot.reference, key)
-    return {"key": key, **_tell(subject.get_disk(key).disk_id, moved, written=written)}
+    what = _tell(subject.get_disk(key).disk_id, moved, throttle, written=written)
+    return {"key": key, **what}
+
+
+def _open_throttle(
+    subject: Subject, key: int, view: DiskView, control: Control, *, clock: Clock, told: deque[str]
+) -> Throttle:
+    """Return what keeps a transfer to the limit of its source, and says so in `told`."""
+    name = subject.get_disk(key).disk_id
+
+    def measure() -> float | None:
+        if not isinstance(view, Measuring):
+            raise Unavailable("the source does not tell")
+        return control.run_apart(view.measure_write_latency, name=f"measure-{name}")
+
+    return Throttle(
+        impact.get_limit(subject.source.config),
+        clock=clock,
+        wait=control.wait,
+        measure=measure,
+        tell=lambda what: told.append(f"{name} is {what}"),
+    )
 
 
 def _move(
@@ -119,7 +155,7 @@ def _move(
         return attempt(None, plan.parent_deleted())
 
 
-def _tell(disk_id: str, moved: Transfer, *, written: bool) -> dict[str, Any]:
+def _tell(disk_id: str, moved: Transfer, throttle: Throttle, *, written: bool) -> dict[str, Any]:
     """Return what the user must know about a transfer: warnings, and a consistency spoilt."""
     warnings = []
     if moved.suspect_reason is not None:
@@ -128,11 +164,17 @@ def _tell(disk_id: str, moved: Transfer, *, written: bool) -> dict[str, Any]:
         warnings.append(
             f"{disk_id} was written while it was read: what was stored is no state of one moment"
         )
+    warnings += [f"{disk_id}: {note}" for note in throttle.list_notes()]
     return {"warnings": warnings, "consistency": Consistency.NONE if written else None}
 
 
 def _report(
-    session: Session, context: Context, subject: Subject, key: int, progress: Progress
+    session: Session,
+    context: Context,
+    subject: Subject,
+    key: int,
+    progress: Progress,
+    told: deque[str],
 ) -> None:
     counted = progress.snapshot()
     backups.set_disk_progress(
@@ -148,6 +190,8 @@ def _report(
         ),
         now=context.now(),
     )
+    while told:
+        jobs.add_log(session, subject.job_id, told.popleft(), now=context.now())
 
 
 def _find_failed(session: Session, subject: Subject, key: int) -> str | None:

@@ -35,6 +35,7 @@ class FakeView:
 
     address: Address
     disk: FrozenDisk
+    write_latency: Callable[[], float | None]
     connections_max: int = 4
 
     @property
@@ -50,6 +51,10 @@ class FakeView:
     def list_changed(self) -> Iterator[Extent]:
         """Yield what the tracking recorded, or less where it lies."""
         return self.disk.list_changed()
+
+    def measure_write_latency(self) -> float | None:
+        """Return what the test says."""
+        return self.write_latency()
 
 
 @dataclass
@@ -69,6 +74,7 @@ class FakePlatform:
         tamper: makes of the changed extents of any disk what is told instead, in order.
         on_read: called with offset and length before each read of any disk; it raises OSError for
             a disk that cannot be read there, or waits for one that is slow.
+        write_latency: what the guests' writes take, for every disk that is asked for it.
     """
 
     def __init__(self) -> None:
@@ -76,6 +82,7 @@ class FakePlatform:
         self.is_lying = False
         self.tamper: Callable[[list[Extent]], list[Extent]] = lambda told: told
         self.on_read: Callable[[int, int], None] = lambda _offset, _length: None
+        self.write_latency: Callable[[], float | None] = lambda: None
         self._vms: dict[str, list[FakeDisk]] = {}
         self._held: dict[str, _Held] = {}
         self._count = 0
@@ -191,7 +198,7 @@ class FakePlatform:
         with tempfile.TemporaryDirectory(prefix="sendense-fake-") as folder:
             socket_path = str(Path(folder) / "nbd.sock")
             with Server({"": disk}, socket_path=socket_path):
-                yield FakeView(Address(socket_path=socket_path), disk)
+                yield FakeView(Address(socket_path=socket_path), disk, self.write_latency)
 
     def remove_snapshot(
         self,

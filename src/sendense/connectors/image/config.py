@@ -1,10 +1,14 @@
-"""The configuration of an image source: VMs by name, with the paths of their disks."""
+"""The configuration of an image source: VMs by name, with the paths of their disks.
+
+Besides, `impact`'s limit on how fast they are read.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sendense.connectors import config as fields
+from sendense.connectors import impact
 from sendense.connectors.config import PathPolicy, Problems
 
 DISKS_MAX = 64  # more than any hypervisor gives a VM on one controller
@@ -41,7 +45,8 @@ def parse(config: Mapping[str, Any], resolve: PathPolicy) -> tuple[ImageVm, ...]
     Raises Invalid naming each wrong field, and what `resolve` raises for a path.
     """
     problems = Problems()
-    top = fields.check_keys(config, "config", problems, required={"vms"}, optional=set())
+    top = fields.check_keys(config, "config", problems, required={"vms"}, optional={*impact.FIELDS})
+    impact.check(top, problems, measures="cannot be kept: image files have no guest to ask")
     items = fields.check_list(top.get("vms"), "config.vms", problems, most=fields.VMS_MAX)
     vms = tuple(
         _parse_vm(item, f"config.vms[{index}]", problems) for index, item in enumerate(items)

@@ -1,9 +1,13 @@
-"""The configuration of a `qemu` source: `{"vms": [{"name", "qmp", "agent"}]}`."""
+"""The configuration of a `qemu` source: `{"vms": [{"name", "qmp", "agent"}]}`, and a limit.
+
+The limit is `impact`'s.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sendense.connectors import impact
 from sendense.connectors.config import (
     NAME_LENGTH_MAX,
     VMS_MAX,
@@ -37,7 +41,8 @@ def parse(config: Mapping[str, Any], resolve: PathPolicy) -> list[VmAddress]:
     Raises Invalid naming every wrong field, or Denied for a socket outside the allowed places.
     """
     problems = Problems()
-    given = check_keys(config, "config", problems, required={"vms"}, optional=set())
+    given = check_keys(config, "config", problems, required={"vms"}, optional={*impact.FIELDS})
+    impact.check(given, problems, measures=None)
     vms = check_list(given.get("vms"), "config.vms", problems, most=VMS_MAX)
     addresses = [_parse_vm(vm, f"config.vms[{i}]", problems) for i, vm in enumerate(vms)]
     check_names_unique([address.name for address in addresses], problems)

@@ -336,6 +336,7 @@ def _reference(session: Session, token: str, nonce: str, plans: list[_Plan]) -> 
             {
                 "key": plan.disk.key,
                 "uuid": plan.disk.uuid,
+                "qdev": plan.disk.qdev,
                 "size_bytes": plan.disk.size_bytes,
                 "export": plan.node(names.ACCESS),
                 "fleece": str(plan.fleece),

@@ -19,7 +19,7 @@ from sendense.connectors.base import (
 )
 from sendense.connectors.config import PathPolicy
 from sendense.connectors.qemu import config as qemu_config
-from sendense.connectors.qemu import guard, layout, names, scratch, snapshot, view
+from sendense.connectors.qemu import guard, layout, meter, names, scratch, snapshot, view
 from sendense.connectors.qemu.config import VmAddress
 from sendense.connectors.qemu.qmp import Qmp
 from sendense.core.clock import Clock, SystemClock
@@ -101,7 +101,8 @@ class QemuSource:
     def open_disk(self, reference: dict[str, Any], key: int) -> AbstractContextManager[DiskView]:
         """Open a disk of a snapshot over NBD."""
         _check_reference(reference)
-        return view.open_view(reference, key)
+        vm_uuid = reference["vm_uuid"]
+        return view.open_view(reference, key, lambda: self._ask_statistics(vm_uuid))
 
     def remove_snapshot(
         self,
@@ -143,6 +144,13 @@ class QemuSource:
 
     def close(self) -> None:
         """Nothing is held between calls."""
+
+    def _ask_statistics(self, vm_uuid: str) -> meter.Statistics:
+        """Ask a VM, which is looked for once only: this happens every second, beside others."""
+        if vm_uuid not in self._known:
+            with self._connect_by_uuid(vm_uuid):
+                pass
+        return meter.ask(self._allowed(self._known[vm_uuid].qmp))
 
     def _resolve(self, address: VmAddress) -> tuple[Path, Path | None]:
         agent = None if address.agent is None else self._allowed(address.agent)

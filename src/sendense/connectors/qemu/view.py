@@ -1,10 +1,11 @@
 """Reading one disk of a snapshot over QEMU's NBD server."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sendense.connectors.qemu.meter import Meter, Statistics
 from sendense.core import extent
 from sendense.core.errors import Denied, NoSpace, NotFound, SendenseError, Unavailable
 from sendense.core.extent import Extent
@@ -19,11 +20,12 @@ _CHANGED = 1  # flag of the context qemu:dirty-bitmap
 
 @dataclass(frozen=True, slots=True)
 class QemuDiskView:
-    """A disk of a snapshot, as `DiskView` promises."""
+    """A disk of a snapshot, as `DiskView` and `Measuring` promise."""
 
     address: Address
     size_bytes: int
     bitmap: str | None
+    meter: Meter
     connections_max: int = CONNECTIONS_MAX
 
     def list_allocated(self) -> Iterator[Extent]:
@@ -51,9 +53,15 @@ class QemuDiskView:
                 extent.merge(extent.clip(changed, size=self.size_bytes)), self.list_allocated()
             )
 
+    def measure_write_latency(self) -> float | None:
+        """Return what the guest's writes to the device took on average since the last call."""
+        return self.meter.measure()
+
 
 @contextlib.contextmanager
-def open_view(record: dict[str, Any], key: int) -> Iterator[QemuDiskView]:
+def open_view(
+    record: dict[str, Any], key: int, ask: Callable[[], Statistics]
+) -> Iterator[QemuDiskView]:
     """Open a disk of a snapshot; errors of the body are explained where the snapshot is broken.
 
     Raises NotFound, kind `snapshot-lost`, where the snapshot is gone, and NoSpace, kind
@@ -64,7 +72,9 @@ def open_view(record: dict[str, Any], key: int) -> Iterator[QemuDiskView]:
     if disk is None:
         raise NotFound(f"the snapshot holds no disk with key {key}", kind="disk-unknown")
     address = Address(export=disk["export"], socket_path=record["socket"])
-    view = QemuDiskView(address, disk["size_bytes"], disk["base"])
+    # A snapshot that an earlier version took does not say which device it is of.
+    meter = Meter(ask, disk.get("qdev", ""))
+    view = QemuDiskView(address, disk["size_bytes"], disk["base"], meter)
     fault = find_fault(view)
     if fault is not None:
         raise fault

@@ -3,7 +3,8 @@
     {"host": "vc1.example[:port]", "certificate_pem"?, "reader"?, "vddk_libdir"?, "file_dir"?,
      "disks_per_host"?}
 
-and, kept apart and sealed, `{"username", "password"}`.
+with `impact`'s limit on how fast disks are read, and, kept apart and sealed,
+`{"username", "password"}`.
 """
 
 import ipaddress
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sendense.connectors import certificate
+from sendense.connectors import certificate, impact
 from sendense.connectors.config import PathPolicy, Problems, check_keys, check_path, check_text
 from sendense.connectors.vsphere.reader import limits
 from sendense.connectors.vsphere.reader.base import PORT
@@ -31,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 # Control characters, half characters and what XML has no way to say: a login is XML.
 _NOT_IN_XML = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _OPTIONAL = {"certificate_pem", "reader", "vddk_libdir", "file_dir", "disks_per_host"}
+_NO_LATENCY = "cannot be kept: this version does not ask vSphere how long a guest's writes take"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,10 @@ def find_place(config: Mapping[str, Any]) -> Place:
 
 
 def _check(config: Mapping[str, Any], problems: Problems) -> Place:
-    given = check_keys(config, "config", problems, required={"host"}, optional=_OPTIONAL)
+    given = check_keys(
+        config, "config", problems, required={"host"}, optional=_OPTIONAL | impact.FIELDS
+    )
+    impact.check(given, problems, measures=_NO_LATENCY)
     host, port = _check_host(given, problems)
     pem = given.get("certificate_pem")
     if pem is not None:
