@@ -17,6 +17,7 @@ from benchmarks import (
     garbage,
     goals,
     guard,
+    impact,
     machine,
     metadata,
     plot,
@@ -51,6 +52,9 @@ COMMAND = "./dev bench --save"
 def main() -> None:
     """Do what the command line asks for."""
     given, rest = (parser := _make_parser()).parse_known_args()
+    if given.guest:
+        impact.main([*rest, *(["--json"] if given.json else [])])
+        return
     if given.catalog or given.gc:
         (catalog if given.catalog else garbage).main(rest)
         return
@@ -100,6 +104,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--gc",
         action="store_true",
         help="measure a garbage collection, with --chunks, --backups and --folder",
+    )
+    modes.add_argument(
+        "--guest", action="store_true", help="measure what a guest notices, with --limit-ms"
     )
     return parser
 
