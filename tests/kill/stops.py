@@ -17,7 +17,6 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class Entry:
 
 def install(folder: Path) -> None:
     """Put stops around every step of this process, and make reads as slow as `slow` says."""
-    run_step, read_all, execute = Flow.run, Client._read, Qmp.execute
+    run_step, receive, execute = Flow.run, Client.receive, Qmp.execute
 
     def run(self: Flow[Any], step: Any, *args: Any, **kwargs: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
@@ -52,11 +51,11 @@ def install(folder: Path) -> None:
 
         return run_step(self, dataclasses.replace(step, function=call), *args, **kwargs)
 
-    def read(self: Client, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        for one in read_all(self, *args, **kwargs):
+    def read(self: Client) -> None:
+        for _ in self._asked:
             with contextlib.suppress(FileNotFoundError):
                 threading.Event().wait(float((folder / "slow").read_text()))
-            yield one
+        receive(self)
 
     def ask(self: Qmp, command: str, **arguments: Any) -> Any:
         _hold(folder, f"before-qmp.{command}")
@@ -66,7 +65,7 @@ def install(folder: Path) -> None:
 
     Qmp.execute = ask  # type: ignore[method-assign]
     Flow.run = run  # type: ignore[method-assign]
-    Client._read = read  # type: ignore[method-assign]
+    Client.receive = read  # type: ignore[method-assign]
 
 
 def _pass(folder: Path, when: str, step: str, workflow_id: str) -> None:

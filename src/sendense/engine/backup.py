@@ -1,28 +1,27 @@
 """Backs up one disk of a snapshot: list what to read, sample, read, judge, compress, put in order.
 
-    extents → worklist → [read, identify] → judge: zero? as the parent? known? → [compress] → put
+    extents → worklist → read → identify → judge (zero? as the parent? known?) → compress → put
 
-What stands in brackets has threads of its own: a connection to the source each, or a core each.
-The rest is the caller's thread, for a writer belongs to one. Memory is bounded by
-`BYTES_IN_FLIGHT_MAX`, whatever the disk's size.
+A crew with a thread for each core does all of it from reading on, batch by batch; a connection
+brings the next one meanwhile. `judge` and `put` are one hand's, for a writer belongs to one thread
+at a time. Memory is bounded by the batches under way, whatever the disk's size.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sendense.connectors.base import DiskView
-from sendense.core import units
 from sendense.core.errors import Corrupt, Unavailable
 from sendense.core.extent import Extent
-from sendense.engine import pipeline, plan, sampling
+from sendense.engine import crew, plan, sampling, stages
 from sendense.engine.control import Control
+from sendense.engine.crew import Crew
 from sendense.engine.ledger import Ledger, Loaded, Verdict
-from sendense.engine.pipeline import Item, Stage
 from sendense.engine.plan import Decision, Mode
 from sendense.engine.progress import Phase, Progress
-from sendense.engine.stages import Buffers, Compressor, Reader
+from sendense.engine.stages import Brought, Buffers, Lane
 from sendense.engine.worklist import BATCH_BYTES, Action, Batch, Run, Worklist
 from sendense.repository import chunk
 from sendense.repository.manifest import DiskRecord, DiskTotals
@@ -30,13 +29,10 @@ from sendense.repository.writer import DiskWriter
 
 # Four connections read as fast as more (measured with qemu-nbd and nbdkit).
 CONNECTIONS_MAX = 4
-COMPRESSORS_MAX = 32  # beyond that one interpreter cannot feed them
-# Of each of the two pipelines, per thread: one batch in work, one waiting or done.
-BYTES_PER_THREAD = 2 * BATCH_BYTES
+THREADS_MAX = 32  # beyond that one interpreter cannot feed them
 PARENT_DAMAGED = "parent-damaged"  # the kind with which `list_lost` asks for a full read
 
 TRACKING_LOST = "tracking-lost"  # the kind with which `list_changed` says that it cannot tell
-BATCH_OVERHEAD = 64 * units.KIB  # what a batch weighs without bytes: bounds how many are inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +42,12 @@ class EngineSettings:
     Attributes:
         level: zstd level 1 to 19, or 0 for none.
         connections: to the source for one disk; the source's own limit applies besides.
-        compressors: threads that compress, None for one per core.
+        threads: that work on what was read, None for one per core.
     """
 
     level: int = chunk.LEVEL_DEFAULT
     connections: int = CONNECTIONS_MAX
-    compressors: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +183,16 @@ class _Backup:
             Batch((Run(index, 1, Action.READ),), work.chunk_length(index))
             for index in sampling.choose(work, seed=self._task.moment)
         ]
-        with closing(self._read(batches, writer)) as loaded:
-            for one in loaded:
-                index = one.batch.runs[0].first
-                self._buffers.give(one.buffer)
-                if one.ids[0] != writer.parent_id(index):
-                    return index
+
+        def compare(loaded: Loaded) -> None:
+            index = loaded.batch.runs[0].first
+            if loaded.ids[0] != writer.parent_id(index):
+                raise _Differs(index)
+
+        try:
+            self._work(batches, writer, work=lambda loaded: loaded, put=compare)
+        except _Differs as found:
+            return found.index
         return None
 
     def _transfer(self, work: Worklist, writer: DiskWriter, decision: Decision) -> DiskRecord:
@@ -207,13 +207,12 @@ class _Backup:
             bytes_stored=writer.counted.bytes_stored,
         )
         ledger = Ledger(writer, self._progress, mode=decision.mode)
+
+        def judge_and_encode(loaded: Loaded) -> Verdict:
+            return stages.encode(ledger.judge(loaded), level=self._settings.level)
+
         batches = work.list_batches(first=first)
-        with (
-            closing(self._read(batches, writer)) as loaded,
-            closing(self._compress(ledger.judge(one) for one in loaded)) as encoded,
-        ):
-            for verdict in encoded:
-                ledger.put(verdict)
+        self._work(batches, writer, work=judge_and_encode, put=ledger.put)
         self._control.check()
         self._progress.enter(Phase.FINISHING)
         counted = self._progress.snapshot()
@@ -227,42 +226,39 @@ class _Backup:
         )
         return writer.finish(totals)
 
-    def _read(self, batches: Iterable[Batch], writer: DiskWriter) -> Generator[Loaded, None, None]:
-        connections = max(1, min(self._settings.connections, self._view.connections_max))
-        stage = Stage(
-            "read",
-            connections,
-            lambda: Reader(
-                self._view,
-                chunk_size=writer.chunk_size,
-                identify=writer.identify,
-                buffers=self._buffers,
-            ),
-        )
-        held = self._task.hold_back(batches)
-        items = (Item(batch.bytes_to_read + BATCH_OVERHEAD, batch) for batch in held)
-        return pipeline.run(
-            items,
-            [stage],
-            bytes_in_flight_max=connections * BYTES_PER_THREAD,
-            control=self._control,
-        )
+    def _work(
+        self,
+        batches: Iterable[Batch],
+        writer: DiskWriter,
+        *,
+        work: Callable[[Loaded], Any],
+        put: Callable[[Any], None],
+    ) -> None:
+        """Read and identify batches, `work` on each, and `put` the results in order."""
 
-    def _compress(self, verdicts: Iterable[Verdict]) -> Generator[Verdict, None, None]:
-        threads = self._settings.compressors or _count_cores()
-        stage = Stage(
-            "compress",
-            threads,
-            lambda: Compressor(level=self._settings.level, buffers=self._buffers),
+        def serve(brought: Brought) -> Any:
+            result = work(stages.identify(brought, by=writer.identify))
+            self._buffers.give(brought.buffer)
+            return result
+
+        hands = Crew(
+            threads=self._settings.threads or _count_cores(),
+            lanes=max(1, min(self._settings.connections, self._view.connections_max)),
+            open_lane=lambda: Lane(self._view, chunk_size=writer.chunk_size, buffers=self._buffers),
+            work=serve,
+            put=put,
+            rest=writer.seal,
         )
-        items = (Item(verdict.bytes_new + BATCH_OVERHEAD, verdict) for verdict in verdicts)
-        return pipeline.run(
-            items,
-            [stage],
-            bytes_in_flight_max=threads * BYTES_PER_THREAD,
-            control=self._control,
-        )
+        crew.run(self._task.hold_back(batches), hands, control=self._control)
+
+
+class _Differs(Exception):
+    """A chunk is not as in the parent, though it is called unchanged."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
 
 
 def _count_cores() -> int:
-    return max(1, min(COMPRESSORS_MAX, len(os.sched_getaffinity(0))))
+    return max(1, min(THREADS_MAX, len(os.sched_getaffinity(0))))

@@ -5,7 +5,6 @@ name. Holes stay holes. Every chunk is verified by the reader before it is writt
 """
 
 import contextvars
-import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -27,10 +26,10 @@ from sendense.nbd.address import Address
 from sendense.nbd.client import Client
 from sendense.nbd.protocol import ALLOCATION
 
-AHEAD_CHUNKS = 8  # verified and waiting to be written: at most 32 MiB
+AHEAD_HANDFULS = 2  # verified and waiting to be written
+HANDFUL_BYTES = 4 << 20  # that go from thread to thread at once: one by one costs more
 JOIN_SECONDS_MAX = 1.0  # a reader that blocks is left to end by itself
 CLEAR_BYTES = 64 << 20  # a server without a quick way writes them all: seconds, then a look
-READERS_MAX = 16  # ranged reads in flight: what a distant storage needs; a near one needs cores
 
 
 class Format(StrEnum):
@@ -52,9 +51,7 @@ class Reader(Protocol):
         """Yield extents that cover the disk in order; holes are `zero`."""
         ...
 
-    def read_chunks(
-        self, extents: Iterable[Extent], *, threads: int
-    ) -> Iterator[tuple[int, bytes]]:
+    def read_chunks(self, extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, verified bytes) for all of the extents."""
         ...
 
@@ -211,8 +208,8 @@ class _ReadAhead:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._ready: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(
-            AHEAD_CHUNKS
+        self._ready: queue.Queue[list[tuple[int, bytes]] | BaseException | None] = queue.Queue(
+            AHEAD_HANDFULS
         )
         self._stopped = threading.Event()
         # In the caller's context, so that what it logs names the job.
@@ -234,7 +231,7 @@ class _ReadAhead:
                 return
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield from item
 
     def stop(self) -> None:
         """End the thread; one that blocks in the storage is left to end by itself."""
@@ -242,18 +239,24 @@ class _ReadAhead:
         self._thread.join(JOIN_SECONDS_MAX)
 
     def _fetch(self) -> None:
-        threads = min(READERS_MAX, 2 * len(os.sched_getaffinity(0)))
-        chunks = self._reader.read_chunks(_data_extents(self._reader), threads=threads)
+        chunks = self._reader.read_chunks(_data_extents(self._reader))
+        handful: list[tuple[int, bytes]] = []
+        size = 0
         try:
-            for item in chunks:
-                if not self._offer(item):
-                    break
+            for chunk in chunks:
+                handful.append(chunk)
+                size += len(chunk[1])
+                if size >= HANDFUL_BYTES:
+                    if not self._offer(handful):
+                        return
+                    handful, size = [], 0
         except BaseException as error:  # noqa: BLE001 - raised again where chunks are taken
             self._offer(error)
         else:
+            self._offer(handful)
             self._offer(None)
 
-    def _offer(self, item: tuple[int, bytes] | BaseException | None) -> bool:
+    def _offer(self, item: list[tuple[int, bytes]] | BaseException | None) -> bool:
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=POLL_SECONDS)

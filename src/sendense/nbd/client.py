@@ -39,6 +39,7 @@ class Client:
         self._address = address
         self._info = info
         self._cookie = 0
+        self._asked: dict[int, Part] = {}
 
     @classmethod
     def connect(
@@ -130,42 +131,52 @@ class Client:
 
         Raises Unavailable (kind `nbd-read-error` where the server could not read), ProtocolError.
         """
-        for read in self._read(self._allocate(requests), depth):
-            assert isinstance(read.into, bytearray), "as it was allocated"
-            yield read.offset, read.into
-
-    def read_into(self, requests: Iterable[tuple[int, memoryview]], *, depth: int) -> None:
-        """Fill each view with the bytes from its offset on; as `read_many`, but into given memory.
-
-        Where this raises, nobody knows what the views hold.
-        """
-        for _ in self._read(requests, depth):
-            pass
-
-    def _allocate(self, requests: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
-        for offset, length in requests:
-            self._check_request(offset, length)
-            yield offset, bytearray(length)
-
-    def _read(
-        self, requests: Iterable[tuple[int, bytearray | memoryview]], depth: int
-    ) -> Iterator[Read]:
-        """Yield reads as they complete."""
         assert depth >= 1, f"{depth} requests in flight"
         waiting: dict[int, Part] = {}
-        parts = itertools.chain.from_iterable(itertools.starmap(self._cut, requests))
+        parts = itertools.chain.from_iterable(
+            itertools.starmap(self._cut, self._allocate(requests))
+        )
         while True:
             self._connection.expect_answer()
             while len(waiting) < depth and (part := next(parts, None)) is not None:
                 waiting[self._send(p.CMD_READ, part.offset, part.length)] = part
             if not waiting:
                 return
-            ended = waiting.pop(self._receive_answer(waiting))
-            self._check_whole(ended)
-            ended.read.parts_left -= 1
-            if not ended.read.parts_left:
-                ended.read.finish()
-                yield ended.read
+            read = self._receive_part(waiting)
+            if not read.parts_left:
+                assert isinstance(read.into, bytearray), "as it was allocated"
+                yield read.offset, read.into
+
+    def ask(self, requests: Iterable[tuple[int, memoryview]]) -> None:
+        """Ask for the bytes of each view from its offset on, without waiting: see `receive`.
+
+        All are in flight at once, and nothing else may be asked for until they are received. Raises
+        as `read_many`.
+        """
+        assert not self._asked, "what was asked for before is to be received first"
+        self._connection.expect_answer()
+        for part in itertools.chain.from_iterable(itertools.starmap(self._cut, requests)):
+            self._asked[self._send(p.CMD_READ, part.offset, part.length)] = part
+
+    def receive(self) -> None:
+        """Wait for all that was asked for. Raises as `read_many`; then views hold anything."""
+        while self._asked:
+            self._connection.expect_answer()
+            self._receive_part(self._asked)
+
+    def _allocate(self, requests: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
+        for offset, length in requests:
+            self._check_request(offset, length)
+            yield offset, bytearray(length)
+
+    def _receive_part(self, waiting: dict[int, Part]) -> Read:
+        """Receive one request's answer; return its read, which may be finished now."""
+        ended = waiting.pop(self._receive_answer(waiting))
+        self._check_whole(ended)
+        ended.read.parts_left -= 1
+        if not ended.read.parts_left:
+            ended.read.finish()
+        return ended.read
 
     def _cut(self, offset: int, into: bytearray | memoryview) -> list[Part]:
         self._check_request(offset, len(into))

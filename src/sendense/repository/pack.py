@@ -5,8 +5,9 @@ random salt in the header keeps names from ever recurring.
 """
 
 import struct
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -23,7 +24,6 @@ TARGET_BYTES = 32 * units.MIB  # one fsync for each; 64 MiB will be right for ob
 META_TARGET_BYTES = 4 * units.MIB  # nodes of a map; readers of maps fetch single nodes anyway
 SIZE_MAX = 128 * units.MIB  # a parser refuses larger ones; offsets are 32 bits
 ENTRIES_MAX = 1 << 16  # a pack of tiny blobs is sealed here; bounds its directory to 3.5 MiB
-SEALED_TOGETHER = 4  # blobs for one thread: handing over one by one costs more
 SALT_LENGTH = 32
 
 MAGIC = b"SENDPACK"
@@ -117,23 +117,16 @@ def name_of(kind: Kind, pack_id: bytes) -> str:
 class PackBuilder:
     """Gathers blobs for one pack. Copies none of them. Use each builder for one pack only.
 
-    They are sealed and opened again in threads of the executor while others are still added;
-    without one, last, by `seal`.
+    They are sealed and opened again by whatever threads call `seal_added` meanwhile, and what is
+    left by `seal`.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        *,
-        session_id: str,
-        salt: bytes,
-        keys: Keys,
-        executor: Executor | None = None,
-    ) -> None:
+    def __init__(self, kind: Kind, *, session_id: str, salt: bytes, keys: Keys) -> None:
         assert len(salt) == SALT_LENGTH
-        self._executor = executor
-        self._sealing: list[Future[None]] = []
-        self._begun = 0  # entries whose sealing has begun
+        self._added: deque[int] = deque()  # which entries nobody has begun to seal
+        self._sealing = threading.Condition()  # guards what follows
+        self._sealed = 0
+        self._broken: BaseException | None = None
         self._kind = kind
         self._keys = keys
         self._key = keys.new_pack()
@@ -168,8 +161,7 @@ class PackBuilder:
         entry = Entry(blob_id, self.size, length, plain_length, blob_type, codec)
         self._entries.append(entry)
         self.size += BLOB.size + length
-        if self._executor is not None and len(self._entries) - self._begun >= SEALED_TOGETHER:
-            self._sealing.append(self._executor.submit(self._seal, *self._begin()))
+        self._added.append(len(self._entries) - 1)
         return entry
 
     def seal(self) -> SealedPack:
@@ -177,9 +169,12 @@ class PackBuilder:
 
         Raises Corrupt where one does not: the machine's memory is bad, and nothing was put yet.
         """
-        self._seal(*self._begin())
-        for sealing in self._sealing:
-            sealing.result()
+        self.seal_added()
+        with self._sealing:
+            while self._sealed < len(self._entries) and self._broken is None:
+                self._sealing.wait()
+            if self._broken is not None:
+                raise self._broken
         directory = b"".join(
             ENTRY.pack(e.id, e.offset, e.stored_length, e.plain_length, e.type, e.codec, 0, 0)
             for e in self._entries
@@ -200,20 +195,33 @@ class PackBuilder:
         ref = PackRef(hasher.digest(), self._kind, total, self._key.wrapped)
         return SealedPack(ref, tuple(self._entries), tuple(self._buffers))
 
-    def _begin(self) -> tuple[int, int]:
-        """Return which entries are to be sealed: from one up to another."""
-        first, self._begun = self._begun, len(self._entries)
-        return first, self._begun
+    def seal_added(self) -> None:
+        """Seal what was added and nobody has begun to seal, in any thread.
 
-    def _seal(self, first: int, end: int) -> None:
-        """Seal some blobs and open them again; in any thread."""
-        for index in range(first, end):
-            entry = self._entries[index]
-            head = memoryview(self._buffers[1 + 2 * index])
-            stored = self._key.seal(entry.offset, head, self._buffers[2 + 2 * index])
-            self._buffers[2 + 2 * index] = stored
-            opened = _Opened(self._keys, self._key, "pack in memory", entry.offset)
-            _open_parts(opened, head, stored, entry.id)
+        What is wrong with a blob is raised by `seal`.
+        """
+        while True:
+            try:
+                index = self._added.popleft()
+            except IndexError:
+                return
+            broken: BaseException | None = None
+            try:
+                self._seal_blob(index)
+            except BaseException as error:  # noqa: BLE001 - raised again by `seal`
+                broken = error
+            with self._sealing:
+                self._sealed += 1
+                self._broken = self._broken or broken
+                self._sealing.notify_all()
+
+    def _seal_blob(self, index: int) -> None:
+        entry = self._entries[index]
+        head = memoryview(self._buffers[1 + 2 * index])
+        stored = self._key.seal(entry.offset, head, self._buffers[2 + 2 * index])
+        self._buffers[2 + 2 * index] = stored
+        opened = _Opened(self._keys, self._key, "pack in memory", entry.offset)
+        _open_parts(opened, head, stored, entry.id)
 
 
 def put(storage: KeyedStorage, sealed: SealedPack) -> None:
@@ -414,19 +422,23 @@ def verify(
     data: bytes, ref: PackRef, keys: Keys, *, on_blob: Callable[[Entry], None] | None = None
 ) -> None:
     """Check a whole pack: its name, header, directory and every blob's id. Raises Corrupt."""
-    name = ref.name
     verify_stored(data, ref)
-    found = parse_header(data, keys=keys, name=name)
-    if found.kind is not ref.kind:
-        raise format.corrupt(name, "it lies in the wrong folder")
-    if found.wrapped != ref.wrapped:
-        raise format.corrupt(name, "its key is not the one that the index has")
+    check_header(data, ref, keys)
     view = memoryview(data)
     for entry in _entries_of(data, ref, keys):
         blob = view[entry.offset : entry.offset + BLOB.size + entry.stored_length]
         open_blob(keys, ref, entry.offset, blob, entry.id)
         if on_blob is not None:
             on_blob(entry)
+
+
+def check_header(data: Buffer, ref: PackRef, keys: Keys) -> None:
+    """Check that a pack begins as the index says. Raises Corrupt."""
+    found = parse_header(data, keys=keys, name=ref.name)
+    if found.kind is not ref.kind:
+        raise format.corrupt(ref.name, "it lies in the wrong folder")
+    if found.wrapped != ref.wrapped:
+        raise format.corrupt(ref.name, "its key is not the one that the index has")
 
 
 def _entries_of(data: bytes, ref: PackRef, keys: Keys) -> list[Entry]:

@@ -3,6 +3,7 @@
 Never returns wrong bytes: every chunk is hashed and compared with its id.
 """
 
+import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +24,11 @@ from sendense.repository.salvage import Salvage
 from sendense.repository.segments import Segments, nowhere
 
 READS_IN_FLIGHT_MAX = 16  # ranged reads: what an object store needs to fill a fast link
+AHEAD = 2  # for each thread: one read in work, one waiting or done
 BYTES_IN_FLIGHT_MAX = 64 * units.MIB  # plain bytes decoded or about to be, and not yet consumed
 READ_BYTES_MAX = 4 * units.MIB  # of one ranged read; small enough that 16 fit the bound above
 GAP_BYTES_MAX = 128 * units.KIB  # reading over a gap this small is cheaper than a second request
 WINDOW_CHUNKS = 1 << 10  # chunks planned together: 512 MiB of disk
-THREADS_DEFAULT = 4
 CACHE_BYTES = 16 * units.MIB  # of decoded chunks, for small reads nearby
 
 Piece = tuple[int, int, int]  # offset in the disk, first byte within the chunk, length
@@ -104,7 +105,7 @@ class DiskReader:
         return b"".join(parts)
 
     def read_chunks(
-        self, extents: Iterable[Extent] | None = None, *, threads: int = THREADS_DEFAULT
+        self, extents: Iterable[Extent] | None = None, *, threads: int | None = None
     ) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, bytes) that fill the extents; without any, the whole disk.
 
@@ -112,7 +113,7 @@ class DiskReader:
         `zero`. Offsets come roughly, not exactly, in ascending order. Bounded in bytes whatever
         the size; reading goes on while the caller works. Raises Corrupt.
         """
-        workers = min(threads, READS_IN_FLIGHT_MAX)
+        workers = _count_threads(self._storage) if threads is None else threads
         executor = ThreadPoolExecutor(workers, thread_name_prefix="read")
         jobs: deque[tuple[int, Future[list[tuple[int, bytes]]]]] = deque()
         in_flight = 0
@@ -120,7 +121,7 @@ class DiskReader:
             for group in self._plan(self.list_extents() if extents is None else extents):
                 size = sum(wanted.place.plain_length for wanted in group)
                 while jobs and (
-                    in_flight + size > BYTES_IN_FLIGHT_MAX or len(jobs) >= READS_IN_FLIGHT_MAX
+                    in_flight + size > BYTES_IN_FLIGHT_MAX or len(jobs) >= AHEAD * workers
                 ):
                     done_size, job = jobs.popleft()
                     yield from job.result()
@@ -258,6 +259,14 @@ class DiskReader:
         while len(self._cache) * self.disk.chunk_size > CACHE_BYTES:
             self._cache.popitem(last=False)
         return data
+
+
+def _count_threads(storage: KeyedStorage) -> int:
+    """Return how many ranged reads to have in flight."""
+    if storage.capacity() is None:  # an object store: what counts is to keep the line to it full
+        return READS_IN_FLIGHT_MAX
+    # Decoding counts; while one waits for the disk, every core has another.
+    return min(len(os.sched_getaffinity(0)) + 1, READS_IN_FLIGHT_MAX)
 
 
 def _coalesced(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:

@@ -1,12 +1,10 @@
 """Writing one disk: chunks into packs, ids into a disk map, checkpoints on the way.
 
-A writer is used by one thread. Packs are verified and put by another one behind it, so that the
-disk's latency does not add to the reading's.
+A writer is used by one thread at a time, but for `seal`. Packs are put by a thread behind it, so
+that the disk's latency does not add to the reading's.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -33,7 +31,6 @@ from sendense.repository.session import Attempt, CheckpointPack, Done, MapRun
 from sendense.repository.storage.base import Buffer
 from sendense.repository.uploader import Uploader
 
-SEALERS = max(1, min(4, len(os.sched_getaffinity(0))))  # beyond that the disk is what limits
 RUNS_MAX = 1 << 14  # runs of a checkpoint: bounds it where nothing new seals a pack
 IDS_MAX = 1 << 16  # ids of a checkpoint: 2 MiB
 VERIFY_BATCH = 1 << 12  # ids said to be known, looked up together
@@ -75,7 +72,7 @@ class Place(Protocol):
 class DiskWriter:
     """Writes one disk of one session. Use as a context manager; `finish` makes it count.
 
-    Calls come in ascending order of chunk index from one thread. A chunk never mentioned keeps the
+    Calls come in ascending order of chunk index, one at a time. A chunk never mentioned keeps the
     parent's id where the mode is incremental, and is zero where it is full. Whatever is raised,
     what checkpoints hold stays and the next writer of the same attempt goes on from there.
 
@@ -110,7 +107,6 @@ class DiskWriter:
     def _begin(self) -> None:
         """Set everything to the start of the disk."""
         self._uploader = Uploader()
-        self._sealers = ThreadPoolExecutor(SEALERS, thread_name_prefix="seal")
         self._index = SessionIndex()
         self._own_segments: list[Segment] = []
         self._segment_count = 0
@@ -241,6 +237,12 @@ class DiskWriter:
             self._spill()
         return is_new
 
+    def seal(self) -> None:
+        """Seal and open again what was put. From any thread; a last one does what is left."""
+        builder = self._builders[Kind.DATA]
+        if builder is not None:
+            builder.seal_added()
+
     def finish(self, totals: DiskTotals) -> DiskRecord:
         """Make the disk durable and return its record for the manifest.
 
@@ -272,7 +274,6 @@ class DiskWriter:
     def close(self) -> None:
         """Stop putting packs and let go. What checkpoints hold stays for the next writer."""
         self._uploader.close()
-        self._sealers.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -350,13 +351,7 @@ class DiskWriter:
         if builder is None:
             salt = self._place.ids.random_bytes(pack.SALT_LENGTH)
             keys = self._place.storage.keys
-            builder = PackBuilder(
-                kind,
-                session_id=self._session_id,
-                salt=salt,
-                keys=keys,
-                executor=self._sealers,
-            )
+            builder = PackBuilder(kind, session_id=self._session_id, salt=salt, keys=keys)
             self._builders[kind] = builder
             self._ordinals[kind] = len(self._index.packs)
             self._index.packs.append(None)

@@ -463,6 +463,6 @@ def test_every_compression_level_and_none_come_back(level: int) -> None:
 def test_one_connection_and_one_compressor_are_enough() -> None:
     disk = small_disk()
     lab = Lab()
-    lab.settings = replace(lab.settings, connections=1, compressors=1)
+    lab.settings = replace(lab.settings, connections=1, threads=1)
     backup_id, _ = lab.back_up(disk)
     assert lab.read_back(backup_id) == bytes_of(disk)

@@ -158,11 +158,8 @@ class FaultyReader:
     def list_extents(self) -> Iterator[Extent]:
         return iter([Extent(0, self.size_bytes)])
 
-    def read_chunks(
-        self, extents: Iterable[Extent] | None = None, *, threads: int = 1
-    ) -> Iterator[tuple[int, bytes]]:
+    def read_chunks(self, extents: Iterable[Extent] | None = None) -> Iterator[tuple[int, bytes]]:
         assert extents is not None
-        assert threads >= 1
         yield 0, b"x" * CHUNK
         if self.error is not None:
             raise self.error
@@ -263,26 +260,27 @@ def test_a_slow_reader_and_a_slow_target_are_waited_for(monkeypatch: pytest.Monk
 
     class ManyChunks(FaultyReader):
         def read_chunks(
-            self, extents: Iterable[Extent] | None = None, *, threads: int = 1
+            self, extents: Iterable[Extent] | None = None
         ) -> Iterator[tuple[int, bytes]]:
             assert extents is not None
-            assert threads >= 1
-            for index in range(2 * restore.AHEAD_CHUNKS):
+            for index in range(count_of_chunks):
                 yield index, b"x"
             assert self.release.wait(WAIT_SECONDS)
 
+    count_of_chunks = 2 * restore.AHEAD_HANDFULS
     checks = 0
 
     def count() -> None:
         nonlocal checks
         checks += 1
-        if checks > 2 * restore.AHEAD_CHUNKS + 2:  # it asked again though nothing came
+        if checks > count_of_chunks + 2:  # it asked again though nothing came
             reader.release.set()
 
     monkeypatch.setattr(queue, "Queue", Watched)
+    monkeypatch.setattr(restore, "HANDFUL_BYTES", 1)
     reader = ManyChunks()
     ahead = restore._ReadAhead(reader)
     assert Watched.full_seen.wait(WAIT_SECONDS)
     found = [offset for offset, _ in ahead.take(Control(count))]
     ahead.stop()
-    assert found == list(range(2 * restore.AHEAD_CHUNKS))
+    assert found == list(range(count_of_chunks))

@@ -16,16 +16,17 @@ from typing import Any
 
 from sendense.core.clock import format_utc
 from sendense.core.errors import Corrupt, Denied, NoSpace, NotFound, SendenseError
-from sendense.repository import pack, quarantine
+from sendense.repository import quarantine
 from sendense.repository.check import CheckReport, check
 from sendense.repository.chunk import ID_LENGTH, ZERO_ID
 from sendense.repository.diskmap import MapBuilder
 from sendense.repository.manifest import DiskRecord, Manifest
 from sendense.repository.pack import PackRef
 from sendense.repository.repository import Repository
+from sendense.repository.verify import pieces
 from sendense.repository.verify.health import HealthRecord
 
-THREADS_MAX = 4  # each holds a pack of up to 128 MiB
+THREADS_MAX = 4  # each may hold a pack of up to 128 MiB
 SAVE_SECONDS = 300.0  # between two records of health: what a crash costs
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -213,11 +214,7 @@ class _Run:
     def _look_at(self, ref: PackRef) -> SendenseError | None:
         """Return what is wrong with a pack, or None; in any thread."""
         try:
-            data = self.repository.storage.get(ref.name)
-            if self.level >= Level.DECODED:
-                pack.verify(data, ref, self.repository.storage.keys)
-            else:
-                pack.verify_stored(data, ref)
+            pieces.verify(self.repository.storage, ref, decode=self.level >= Level.DECODED)
         except (Corrupt, NotFound) as error:
             return error
         return None
