@@ -131,7 +131,9 @@ class _Shift:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        for lane in self._open:
+        with self._changed:
+            lanes = list(self._open)
+        for lane in lanes:
             lane.close()
 
     def _stop(self, error: BaseException | None) -> None:
@@ -191,6 +193,10 @@ class _Shift:
             lane = self._crew.open_lane()
             with self._changed:
                 self._open.append(lane)
+                is_late = self._stopped
+            if is_late:  # whoever closes them all may have been here before
+                lane.close()
+                return
         lane.begin(item)
         with self._changed:
             self._ready.append((number, lane))

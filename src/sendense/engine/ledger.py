@@ -50,11 +50,6 @@ class Verdict:
     batch: Batch
     chunks: list[Judged]
 
-    @property
-    def bytes_new(self) -> int:
-        """Plain bytes that are still to be stored."""
-        return sum(one.length for one in self.chunks if one.fate is Fate.NEW)
-
 
 class Ledger:
     """The one hand that touches the writer, from any thread. Batches are put in order.

@@ -284,3 +284,40 @@ def test_a_slow_reader_and_a_slow_target_are_waited_for(monkeypatch: pytest.Monk
     found = [offset for offset, _ in ahead.take(Control(count))]
     ahead.stop()
     assert found == list(range(count_of_chunks))
+
+
+def test_a_reader_that_runs_ahead_stops_where_nobody_writes_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Endless(FaultyReader):
+        def read_chunks(
+            self, extents: Iterable[Extent] | None = None
+        ) -> Iterator[tuple[int, bytes]]:
+            assert extents is not None
+            while True:
+                yield 0, b"x"
+
+    monkeypatch.setattr(restore, "HANDFUL_BYTES", 1)
+    ahead = restore._ReadAhead(Endless())
+    ahead.stop()
+    assert not ahead._thread.is_alive()
+
+
+def test_a_file_that_cannot_get_its_length_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+    real = os.close
+
+    def close(handle: int) -> None:
+        closed.append(handle)
+        real(handle)
+
+    def refuse(*_: object) -> None:
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(os, "truncate", refuse)
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(OSError, match="too large"):
+        RawFile(tmp_path / "disk", size_bytes=CHUNK)
+    assert len(closed) == 1

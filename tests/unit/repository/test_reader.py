@@ -1,11 +1,14 @@
 """Reading a disk: small reads nearby, plans of many windows, and chunks that are too short."""
 
 import dataclasses
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sendense.core import units
 from sendense.core.errors import Corrupt, Invalid, NotFound
 from sendense.repository import reader as reader_module
 from sendense.repository.gc.state import Collected
@@ -147,3 +150,23 @@ def test_a_blob_that_nobody_knows_is_told() -> None:
     with pytest.raises(Corrupt) as caught:
         repository.get_node(bytes(31) + b"\1")
     assert caught.value.kind == "chunk-missing"
+
+
+@pytest.mark.parametrize(("capacity", "threads"), [(None, 16), (units.GIB, 3)])
+def test_a_distant_storage_gets_many_reads_at_once_and_a_near_one_a_few(
+    monkeypatch: pytest.MonkeyPatch, capacity: int | None, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    asked: list[int] = []
+
+    class Watched(ThreadPoolExecutor):
+        def __init__(self, workers: int, thread_name_prefix: str) -> None:
+            asked.append(workers)
+            super().__init__(workers, thread_name_prefix)
+
+    monkeypatch.setattr(reader_module, "ThreadPoolExecutor", Watched)
+    repository = Kit(MemoryStorage(capacity_bytes=capacity)).create()
+    kit.back_up(repository, "one", DATA)
+    with repository.open_disk_reader("one", KEY) as reader:
+        assert b"".join(data for _, data in sorted(reader.read_chunks())) == DATA
+    assert asked == [threads]

@@ -12,6 +12,7 @@ from sendense.repository.manifest import DiskTotals, Mode
 from sendense.repository.pack import BlobType, Kind, PackBuilder
 from sendense.repository.repository import Repository
 from sendense.repository.session import CheckpointHead, MapRun
+from sendense.repository.storage.base import Buffer
 from sendense.repository.storage.memory import MemoryStorage
 from sendense.repository.uploader import Uploader
 from sendense.repository.writer import DiskWriter
@@ -348,3 +349,40 @@ def test_a_writer_gives_a_sign_of_life_even_where_it_stores_nothing() -> None:
         writer._uploader.drain()
         assert signs() == before + 1
         assert writer.find_known([]) == []
+
+
+def test_a_pack_is_sealed_when_the_last_thread_has_sealed_its_blob() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    class SlowKey:
+        def __init__(self) -> None:
+            self._key = kit.KEYS.new_pack()
+            self.wrapped = self._key.wrapped
+
+        def seal(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
+            if threading.current_thread() is helper:
+                entered.set()
+                assert release.wait(60)
+            return self._key.seal(offset, head, data)
+
+        def open(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
+            return self._key.open(offset, head, data)
+
+    builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(pack.SALT_LENGTH), keys=kit.KEYS)
+    builder._key = SlowKey()
+    builder.add(BlobType.CHUNK, chunk.Codec.RAW, kit.KEYS.identify(b"x"), b"x", plain_length=1)
+    helper = threading.Thread(target=builder.seal_added)
+    helper.start()
+    assert entered.wait(60)
+    threading.Timer(0.05, release.set).start()
+    sealed = builder.seal()
+    helper.join()
+    assert len(sealed.entries) == 1
+
+
+def test_a_blob_that_does_not_open_again_is_told_by_the_seal_whoever_found_it() -> None:
+    builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(pack.SALT_LENGTH), keys=kit.KEYS)
+    builder.add(BlobType.CHUNK, chunk.Codec.RAW, kit.KEYS.identify(b"x"), b"y", plain_length=1)
+    builder.seal_added()
+    with pytest.raises(Corrupt):
+        builder.seal()

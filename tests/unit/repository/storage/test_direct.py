@@ -49,7 +49,7 @@ def test_pieces_of_any_length_are_put_together(file: int) -> None:
 
 def test_runs_anywhere_keep_what_lies_between_them(file: int) -> None:
     chooser = random.Random(2)
-    model = bytearray(4 * STAGE_BYTES)
+    model = bytearray(16 * units.MIB)
     os.truncate(file, len(model))
     with DirectWriter(file) as writer:
         for _ in range(40):

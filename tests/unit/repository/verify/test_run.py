@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from sendense.core import units
 from sendense.core.errors import Corrupt, Denied
 from sendense.repository import pack, quarantine
 from sendense.repository.check import check
@@ -33,9 +34,10 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "TARGET_BYTES", 2 * CHUNK)
 
 
-@pytest.fixture
-def made() -> Kit:
-    return Kit(MemoryStorage())
+@pytest.fixture(params=[None, units.GIB], ids=["distant", "near"])
+def made(request: pytest.FixtureRequest) -> Kit:
+    """A repository whose packs are read whole, or piece by piece where reads cost nothing."""
+    return Kit(MemoryStorage(capacity_bytes=request.param))
 
 
 @pytest.fixture
