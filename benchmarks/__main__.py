@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import (
     absolutes,
     catalog,
+    chunk_sizes,
     content,
     garbage,
     goals,
@@ -54,6 +55,9 @@ def main() -> None:
     given, rest = (parser := _make_parser()).parse_known_args()
     if given.guest:
         impact.main([*rest, *(["--json"] if given.json else [])])
+        return
+    if given.chunk_sizes:
+        chunk_sizes.main()
         return
     if given.catalog or given.gc:
         (catalog if given.catalog else garbage).main(rest)
@@ -104,6 +108,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--gc",
         action="store_true",
         help="measure a garbage collection, with --chunks, --backups and --folder",
+    )
+    modes.add_argument(
+        "--chunk-sizes", action="store_true", help="measure what chunks of each size cost"
     )
     modes.add_argument(
         "--guest", action="store_true", help="measure what a guest notices, with --limit-ms"

@@ -99,6 +99,25 @@ def change_wide(path: Path, image: Path, *, seed: int) -> list[tuple[int, int]]:
     return changes
 
 
+def change_places(path: Path, image: Path, *, places: int, seed: int) -> list[tuple[int, int]]:
+    """Overwrite so many aligned places of 64 KiB, anywhere in chunks that hold data; return them."""
+    chooser = random.Random(seed)
+    per_chunk = CHUNK_BYTES // CHANGE_BYTES
+    with path.open("r+b") as disk, image.open("rb") as source:
+        found = [
+            index * per_chunk + at for index in _list_data_chunks(disk) for at in range(per_chunk)
+        ]
+        changes = [
+            (place * CHANGE_BYTES, CHANGE_BYTES) for place in sorted(chooser.sample(found, places))
+        ]
+        for offset, length in changes:
+            disk.seek(offset)
+            disk.write(_stamped(source, length, chooser))
+        disk.flush()
+        os.fsync(disk.fileno())
+    return changes
+
+
 def _stamped(source: BinaryIO, length: int, chooser: random.Random) -> bytes:
     """Return data from anywhere in a file that is not all zero, unlike any other."""
     size = os.fstat(source.fileno()).st_size

@@ -26,6 +26,7 @@ from sendense.engine.plan import INCREMENTAL, Decision, Mode
 from sendense.engine.progress import Progress
 from sendense.nbd.address import Address
 from sendense.nbd.client import Client
+from sendense.repository import chunk
 from sendense.repository.descriptor import RepositorySettings
 from sendense.repository.manifest import DiskIdentity, ManifestDraft, VmRecord
 from sendense.repository.repository import Repository
@@ -65,12 +66,12 @@ def open_view(socket: Path, changes: Path | None) -> SocketView:
     return SocketView(address, size, tuple(Extent(start, length) for start, length in listed))
 
 
-def create_repository(repository: Path) -> Repository:
+def create_repository(repository: Path, *, chunk_size: int = chunk.SIZE_DEFAULT) -> Repository:
     """Make a repository in a new folder as users have it, and open it."""
     repository.mkdir(parents=True)
     return Repository.create(
         LocalStorage(repository),
-        RepositorySettings(root_key=ROOT_KEY),
+        RepositorySettings(root_key=ROOT_KEY, chunk_size=chunk_size),
         clock=SystemClock(),
         ids=SystemIds(),
     )
@@ -86,10 +87,17 @@ def open_repository(repository: Path, storage: LocalStorage | None = None) -> Re
     )
 
 
-def back_up(view: SocketView, repository: Path, *, name: str, parent: str | None) -> dict[str, int]:
+def back_up(
+    view: SocketView,
+    repository: Path,
+    *,
+    name: str,
+    parent: str | None,
+    chunk_size: int = chunk.SIZE_DEFAULT,
+) -> dict[str, int]:
     """Back up a disk, commit, and return the bytes that were counted."""
     if not repository.exists():
-        create_repository(repository)
+        create_repository(repository, chunk_size=chunk_size)
     storage = CountedStorage(repository)
     place = open_repository(repository, storage)
     place.begin_session(name, parents=[parent] if parent else [])
@@ -144,6 +152,7 @@ def main() -> None:
     parser.add_argument("action", choices=["full", "incremental", "restore", "verify"])
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--name")
+    parser.add_argument("--chunk-size", type=int, default=chunk.SIZE_DEFAULT)
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--parent")
     parser.add_argument("--changes", type=Path)
@@ -157,7 +166,13 @@ def main() -> None:
             found = verify_all(given.repository)
         else:
             view = open_view(given.socket, given.changes)
-            found = back_up(view, given.repository, name=given.name, parent=given.parent)
+            found = back_up(
+                view,
+                given.repository,
+                name=given.name,
+                parent=given.parent,
+                chunk_size=given.chunk_size,
+            )
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     figures = {"began": started, "seconds": seconds, "cpu": cpu, "memory": peak[0]}
     print(json.dumps({**figures, **found}))

@@ -5,7 +5,7 @@
 A lane brings what an item asks for: it is asked early, waits while every thread works on something
 else, and is waited for by whichever thread is free. So the source is busy while all cores are, and
 an item stays with one thread and one core's cache, which costs far less than handing it from stage
-to stage (measured: docs/decisions/0505-a-crew-instead-of-pipelines.md).
+to stage (measured: docs/decisions/0500-a-crew-and-one-hand-on-the-writer.md).
 
 Threads help although Python runs one at a time: sockets, hashing and compression release the lock.
 """

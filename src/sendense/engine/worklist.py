@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Runs that go through the pipeline together, in ascending order."""
+    """Runs that are read and worked on together, in ascending order."""
 
     runs: tuple[Run, ...]
     bytes_to_read: int
