@@ -11,9 +11,9 @@ Threads help although Python runs one at a time: sockets, hashing and compressio
 """
 
 import contextvars
+import heapq
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,7 +70,8 @@ def run(items: Iterable[Any], crew: Crew, *, control: Control) -> None:
     """Work on all items. `items` is advanced by one thread at a time.
 
     The first error of anybody is raised, once. Whatever is raised, all lanes are interrupted and
-    closed and all threads have ended, but for one that cannot be interrupted.
+    closed and all threads have ended, but for those that cannot be interrupted within
+    `JOIN_SECONDS_MAX`; they close what they open and hand over nothing.
 
     Raises Cancelled within `POLL_SECONDS` after `control` was told, whatever the threads do.
     """
@@ -91,7 +92,7 @@ class _Shift:
         self._items = enumerate(items)
         self._taking = threading.Lock()  # guards `_items`
         self._changed = threading.Condition()  # guards all that follows
-        self._ready: deque[tuple[int, Lane]] = deque()
+        self._ready: list[tuple[int, Lane]] = []  # a heap: the oldest item is always taken first
         self._open: list[Lane] = []
         self._active = 0  # lanes that have an item, or are about to
         self._lanes_left = crew.lanes
@@ -100,9 +101,10 @@ class _Shift:
         self._turn = threading.Condition()  # guards what follows; held by whoever puts
         self._results: dict[int, Any] = {}
         self._next = 0
-        # Whoever is so far ahead waits: results of a slow item's successors take memory. More than
-        # there can be items under way, so that the oldest is never behind somebody who waits.
-        self._ahead_max = 4 * (crew.lanes + crew.threads)
+        # Whoever is so far ahead waits: results of a slow item's successors take memory. The oldest
+        # item is never behind somebody who waits: whoever made a lane ready takes that or an older
+        # one before it can wait for anything.
+        self._ahead_max = crew.lanes + crew.threads
         self._threads = [
             threading.Thread(
                 # In the caller's context, so that what a thread logs names the job.
@@ -161,17 +163,18 @@ class _Shift:
             self._stop(error)
 
     def _take_lane(self) -> tuple[int, Lane] | None:
-        """Return the lane whose item was asked for first; None where nothing is left to do."""
+        """Return the lane that brings the oldest item; None where nothing is left to do.
+
+        Lanes are opened before any is waited for, so that the source always has something to do.
+        """
         while True:
             with self._changed:
                 while not (self._stopped or self._ready or self._lanes_left or not self._active):
                     self._changed.wait()
                 if self._stopped:
                     return None
-                if self._ready:
-                    return self._ready.popleft()
                 if not self._lanes_left:
-                    return None
+                    return heapq.heappop(self._ready) if self._ready else None
                 self._lanes_left -= 1
                 self._active += 1
             self._advance(None)
@@ -179,7 +182,7 @@ class _Shift:
     def _advance(self, lane: Lane | None) -> None:
         """Let a lane, or a new one, bring the next item; close it where there is none."""
         with self._taking:
-            found = next(self._items, None)
+            found = None if self._stopped else next(self._items, None)
         if found is None:
             if lane is not None:
                 lane.close()
@@ -199,7 +202,7 @@ class _Shift:
                 return
         lane.begin(item)
         with self._changed:
-            self._ready.append((number, lane))
+            heapq.heappush(self._ready, (number, lane))
             self._changed.notify()
 
     def _hand_over(self, number: int, result: Any) -> None:

@@ -1,6 +1,7 @@
 """Writes a raw image: sparse, in place, durable before it gets its name."""
 
 import os
+import threading
 from pathlib import Path
 
 from sendense.core.errors import Unavailable
@@ -17,6 +18,7 @@ class RawFile:
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         self._path = path
         self._size_bytes = size_bytes
+        self._writing = threading.Lock()  # `close` may come while `_sync` is left behind
         self._handle = os.open(path, flags, FILE_MODE)
         try:
             os.truncate(self._handle, size_bytes)
@@ -45,9 +47,14 @@ class RawFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()
-        os.close(self._handle)
+        with self._writing:
+            try:
+                self._writer.close()
+            finally:
+                os.close(self._handle)
+                self._handle = -1
 
     def _sync(self) -> None:
-        self._writer.flush()
+        with self._writing:
+            self._writer.flush()
         os.fsync(self._handle)

@@ -231,7 +231,9 @@ class _ReadAhead:
                 return
             if isinstance(item, BaseException):
                 raise item
-            yield from item
+            for one in item:
+                control.check()
+                yield one
 
     def stop(self) -> None:
         """End the thread; one that blocks in the storage is left to end by itself."""

@@ -86,7 +86,7 @@ def is_hopeless(pace: Pace, *, now: float) -> bool:
 
 
 class Throttle:
-    """Holds back what is to be read of one disk. For one thread.
+    """Holds back what is to be read of one disk. For one thread at a time.
 
     Args:
         limit: what the backup may cost the guest.

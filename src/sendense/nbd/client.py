@@ -24,6 +24,7 @@ FLUSH_SECONDS_MAX = 1800.0  # a page cache full of writes on a slow disk; also z
 STATUS_BYTES_MAX = units.GIB  # one question about extents; longer ones keep some servers busy
 STATUS_REPLY_BYTES_MAX = 16 * units.MIB  # 2 million extents, for a GiB of 512-byte sectors
 ERROR_BYTES_MAX = 64 * units.KIB  # of an error's text
+ASKED_MAX = 64  # requests sent before an answer is read: far less than any socket's buffer holds
 READ_DEPTH = 4  # for a read longer than the server takes at once
 CHUNKS_PER_REQUEST_MAX = 1 << 16  # of one structured reply: one per sector of a 32 MiB read
 
@@ -40,6 +41,7 @@ class Client:
         self._info = info
         self._cookie = 0
         self._asked: dict[int, Part] = {}
+        self._unsent: Iterator[Part] = iter(())
 
     @classmethod
     def connect(
@@ -150,19 +152,23 @@ class Client:
     def ask(self, requests: Iterable[tuple[int, memoryview]]) -> None:
         """Ask for the bytes of each view from its offset on, without waiting: see `receive`.
 
-        All are in flight at once, and nothing else may be asked for until they are received. Raises
-        as `read_many`.
+        Nothing else may be asked for until they are received. Raises as `read_many`.
         """
         assert not self._asked, "what was asked for before is to be received first"
         self._connection.expect_answer()
-        for part in itertools.chain.from_iterable(itertools.starmap(self._cut, requests)):
-            self._asked[self._send(p.CMD_READ, part.offset, part.length)] = part
+        self._unsent = itertools.chain.from_iterable(itertools.starmap(self._cut, requests))
+        self._send_asked()
 
     def receive(self) -> None:
         """Wait for all that was asked for. Raises as `read_many`; then views hold anything."""
         while self._asked:
             self._connection.expect_answer()
             self._receive_part(self._asked)
+            self._send_asked()
+
+    def _send_asked(self) -> None:
+        while len(self._asked) < ASKED_MAX and (part := next(self._unsent, None)) is not None:
+            self._asked[self._send(p.CMD_READ, part.offset, part.length)] = part
 
     def _allocate(self, requests: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
         for offset, length in requests:

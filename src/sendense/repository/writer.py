@@ -174,14 +174,14 @@ class DiskWriter:
     def parent_id(self, index: int) -> bytes | None:
         """Return the id at the same place of the parent's map; None without a parent to compare.
 
-        Cheap when asked in ascending order. From the one thread that writes.
+        Cheap when asked in ascending order. One call at a time.
         """
         return self._parent_map.get(index) if self._parent_map else None
 
     def find_known(self, ids: Sequence[bytes]) -> list[bool]:
         """Return for each id whether the repository or this writer holds it already.
 
-        One look-up for many ids is far cheaper than many for one. From the one thread that writes.
+        One look-up for many ids is far cheaper than many for one. One call at a time.
         """
         if not ids:
             return []

@@ -93,7 +93,7 @@ def test_a_slow_item_is_overtaken_and_put_in_its_place() -> None:
 def test_nobody_gets_far_ahead_of_a_slow_item() -> None:
     first_may_end = threading.Event()
     done: list[int] = []
-    ahead_max = 4 * (2 + 3)
+    ahead_max = 2 + 3
 
     def slow_first(number: int) -> int:
         if number == 0:
@@ -198,6 +198,50 @@ def test_a_lane_that_cannot_open_is_an_error_of_the_run() -> None:
 
     with pytest.raises(Unavailable, match="cannot connect"):
         work_on(3, open_lane=refuse)
+
+
+def test_a_lane_that_opens_late_holds_nobody_up() -> None:
+    """The oldest item waits for its lane while the others are far ahead, and is taken next."""
+    others = threading.Event()
+    opened: list[Bringer] = []
+
+    def open_lane() -> Bringer:
+        lane = Bringer()
+        opened.append(lane)
+        if lane is opened[0]:
+            assert others.wait(WAIT_SECONDS)
+        return lane
+
+    def work(number: int) -> int:
+        if number == 2 + 4 + 1:  # the first that is too far ahead
+            others.set()
+        return number
+
+    assert work_on(300, work, threads=2, lanes=4, open_lane=open_lane) == list(range(300))
+
+
+def test_nobody_takes_another_item_after_an_error() -> None:
+    taken: list[int] = []
+    failed = threading.Event()
+
+    def list_items() -> Iterator[int]:
+        for number in range(100):
+            if number == 8:  # each lane has brought one item and was asked for another
+                assert failed.wait(WAIT_SECONDS)
+                time.sleep(0.2)  # until the error has stopped everybody
+            taken.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        if number == 0:
+            failed.set()
+            raise Unavailable("the source went away")
+        return number
+
+    hands = Crew(threads=4, lanes=4, open_lane=Bringer, work=work, put=lambda _: None)
+    with pytest.raises(Unavailable):
+        crew.run(list_items(), hands, control=Control())
+    assert len(taken) <= 9
 
 
 def test_nothing_starts_for_whoever_cancelled_before() -> None:

@@ -100,14 +100,15 @@ class DirectWriter:
         """Write bytes `begin` to `end` of a stage whose first byte belongs at `start`."""
         with memoryview(stage) as view:
             while begin < end:
+                was_direct = self._is_direct  # other writes may be refused at the same time
                 try:
                     begin += os.pwrite(self._file, view[begin:end], start + begin)
                 except OSError as error:
-                    if error.errno != errno.EINVAL or not self._is_direct:
+                    if error.errno != errno.EINVAL or not was_direct:
                         raise
                     # It was promised when the flag was set, and is refused now.
-                    self._is_direct = False
                     self._set_direct(wanted=False)
+                    self._is_direct = False  # last: until then another may still be refused
 
     def _await_writes(self, count: int) -> None:
         """Wait until at most so many writes are in flight."""

@@ -187,7 +187,8 @@ class _Run:
         threads = max(1, min(THREADS_MAX, len(os.sched_getaffinity(0))))
         looked: deque[tuple[PackRef, Future[SendenseError | None]]] = deque()
         begun = 0
-        with ThreadPoolExecutor(threads, thread_name_prefix="verify") as executor:
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="verify")
+        try:
             for ref in due:
                 now = clock.monotonic()
                 if begun and self._is_spent(ref, now - began):
@@ -203,6 +204,8 @@ class _Run:
                     self._judge(*looked.popleft(), health)
             while looked:
                 self._judge(*looked.popleft(), health)
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
         return begun
 
     def _is_spent(self, ref: PackRef, seconds: float) -> bool:
