@@ -111,6 +111,32 @@ def test_requests_may_come_and_go_in_any_order(kind: str, tmp_path: Path) -> Non
             assert bytes(data) == content[start : start + 512]
 
 
+def test_what_was_asked_for_comes_into_memory_that_was_used_before(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sendense.nbd.client.ASKED_MAX", 3)
+    path = tmp_path / "disk.raw"
+    content = bytearray(2 * units.MIB)
+    content[units.MIB :] = random.Random(2).randbytes(units.MIB)
+    with path.open("wb") as file:
+        file.truncate(len(content))
+        file.seek(units.MIB)
+        file.write(content[units.MIB :])
+    used = memoryview(bytearray(b"x" * len(content)))
+    odd = memoryview(bytearray(1000))  # no server's block
+    with serve(kind, path) as address, Client.connect(address) as client:
+        for _ in range(2):
+            client.ask(
+                (start, used[start : start + length])
+                for start, length in requests(len(content), 128 * units.KIB)
+            )
+            client.receive()
+            assert used == content
+            client.ask([(units.MIB + 7, odd)])
+            client.receive()
+            assert odd == content[units.MIB + 7 : units.MIB + 1007]
+
+
 def test_holes_are_told_and_data_is_not_taken_for_zero(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     with path.open("wb") as file:

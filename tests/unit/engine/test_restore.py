@@ -321,3 +321,53 @@ def test_a_file_that_cannot_get_its_length_is_closed(
     with pytest.raises(OSError, match="too large"):
         RawFile(tmp_path / "disk", size_bytes=CHUNK)
     assert len(closed) == 1
+
+
+def test_a_file_is_not_closed_under_a_sync_that_was_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last bytes would go into whatever file got the same descriptor."""
+    entered, release = threading.Event(), threading.Event()
+    done: list[str] = []
+    real = os.pwrite
+
+    def write(handle: int, data: memoryview, at: int) -> int:
+        entered.set()
+        assert release.wait(WAIT_SECONDS)
+        done.append("written")
+        return real(handle, data, at)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    control = Control()
+    target = RawFile(tmp_path / "disk", size_bytes=512)
+    target.write(0, b"x" * 512)
+
+    def cancel() -> None:
+        assert entered.wait(WAIT_SECONDS)
+        control.cancel()
+
+    threading.Thread(target=cancel).start()
+    with pytest.raises(Cancelled):
+        target.finish(control)
+    threading.Timer(0.1, release.set).start()
+    target.close()
+    assert done == ["written"]
+
+
+def test_cancelling_asks_between_the_chunks_of_a_handful(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, lab = disk_with_holes(), Lab()
+    backup_id, _ = lab.back_up(disk)
+    written = 0
+
+    def count(self: RawFile, offset: int, data: bytes) -> None:
+        nonlocal written
+        del self, offset, data
+        written += 1
+        lab.control.cancel()
+
+    monkeypatch.setattr(RawFile, "write", count)
+    with pytest.raises(Cancelled):
+        restore_latest(lab, backup_id, RestoreRequest(tmp_path / "disk.raw"))
+    assert written == 1

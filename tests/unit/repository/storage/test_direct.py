@@ -1,9 +1,11 @@
 """Writing past the page cache: every byte in its place, whatever the file system can do."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,13 @@ def test_a_file_system_that_knows_no_direct_writes_is_written_all_the_same(
             raise OSError(errno.EINVAL, "injected")
         return set_flags(handle, command, *flags)
 
+    two = threading.Barrier(2)  # the first two writes are refused at once
+
     def refuse_write(handle: int, data: memoryview, at: int) -> int:
         if _is_direct(handle):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                two.wait(timeout=10)
+            two.abort()
             raise OSError(errno.EINVAL, "injected")
         return write(handle, data, at)
 
