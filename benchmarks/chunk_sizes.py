@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import contenders, content, report, scale
 from benchmarks.contenders import Contender, Figures
 from sendense.core import units
+from sendense.repository import chunk
 
 SIZES = tuple(size * units.KIB for size in (128, 256, 512, 1024, 4096))
 CONTENT_BYTES = 768 * units.MIB
@@ -39,7 +40,7 @@ def main() -> None:
         ("Full backup", full),
         (f"Incremental backup of {PLACES} places of 64 KiB", more),
     ):
-        print("\n".join(report.Table(title, title, rows, _name(512 * units.KIB)).to_lines()))
+        print("\n".join(report.Table(title, title, rows, _name(chunk.SIZE_DEFAULT)).to_lines()))
 
 
 def _full(folder: Path, socket: Path, size: int) -> Contender:

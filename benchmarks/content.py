@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sendense.core import units
+from sendense.repository import chunk
 
 SOURCE = Path("/usr")
 FILE_BYTES_MAX = 64 * units.MIB  # one huge file would be most of a small image
 FILES_MAX = 200_000
 UUID = "5e4d0000-0000-4000-8000-000000000001"
 CHANGE_BYTES = 64 * units.KIB
-CHUNK_BYTES = 512 * units.KIB  # a default repository's
+CHUNK_BYTES = chunk.SIZE_DEFAULT
 MARK = "v2"  # changes when the recipe does, so that old images are not taken for new ones
 
 
@@ -100,7 +101,7 @@ def change_wide(path: Path, image: Path, *, seed: int) -> list[tuple[int, int]]:
 
 
 def change_places(path: Path, image: Path, *, places: int, seed: int) -> list[tuple[int, int]]:
-    """Overwrite so many aligned places of 64 KiB, anywhere in chunks that hold data; return them."""
+    """Overwrite so many aligned places of 64 KiB, in chunks that hold data; return them."""
     chooser = random.Random(seed)
     per_chunk = CHUNK_BYTES // CHANGE_BYTES
     with path.open("r+b") as disk, image.open("rb") as source:

@@ -25,10 +25,11 @@ from sendense.core import extent, units
 from sendense.core.extent import Extent
 from sendense.nbd.address import Address
 from sendense.nbd.client import Client
+from sendense.repository import chunk
 
 REQUEST_BYTES = units.MIB
 REQUESTS_IN_FLIGHT = 8
-CHUNK_BYTES = 512 * units.KIB
+CHUNK_BYTES = chunk.SIZE_DEFAULT
 LEVEL = 1
 
 Place = tuple[int, int]  # offset and length

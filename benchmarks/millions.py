@@ -32,7 +32,7 @@ from sendense.repository.repository import Repository
 from sendense.repository.session import Done
 
 BACKUP = "millions"
-STORED_BYTES = 340 * units.KIB  # of a chunk of 512 KiB
+STORED_BYTES = 170 * units.KIB  # of a chunk of 256 KiB
 MARK = "v1"  # changes when the recipe does, so that old repositories are not taken for new ones
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks import scale
 from benchmarks.contenders import Figures
 from sendense.core import units
 
@@ -28,7 +29,7 @@ class Row:
         """Return the row for programs."""
         return {
             "name": self.name,
-            "command": self.shown,
+            "command": self.shown.replace(str(scale.CACHE), ".cache/bench"),
             "seconds": [round(run.seconds, 3) for run in self.runs],
             "seconds_median": round(self.seconds, 3),
             "cpu_median": round(statistics.median(run.cpu for run in self.runs), 3),

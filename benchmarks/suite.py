@@ -139,7 +139,7 @@ class Suite:
         def run() -> Figures:
             return contenders.run_ours("full", "--name", "first", *self._arguments(socket))
 
-        shown = "zstd-1, 512 KiB chunks, encrypted local repository"
+        shown = "zstd-1, 256 KiB chunks, encrypted local repository"
         return Contender(OURS, shown, run, lambda: contenders.remove(self._repository))
 
     def _again(self, socket: Path) -> Contender:

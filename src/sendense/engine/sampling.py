@@ -12,7 +12,7 @@ from sendense.engine.worklist import Worklist
 
 SHARE = 1 / 1000
 COUNT_MIN = 10
-COUNT_MAX = 256  # 128 MiB read at chunks of 512 KiB: a fraction of a second
+COUNT_MAX = 256  # 64 MiB read at chunks of 256 KiB: a fraction of a second
 START_BYTES = units.GIB  # what counts as the disk's start
 TRIES_PER_PICK = 8  # where most chunks changed, picking at random finds few unchanged ones
 

@@ -17,7 +17,7 @@ ID_LENGTH = 32
 ZERO_ID = bytes(ID_LENGTH)  # stands for a chunk of zeros, or a subtree of them; never stored
 SIZE_MIN = 128 * units.KIB
 SIZE_MAX = 4 * units.MIB
-SIZE_DEFAULT = 512 * units.KIB
+SIZE_DEFAULT = 256 * units.KIB  # measured: decision 161
 
 LEVEL_OFF = 0
 LEVEL_DEFAULT = 1

@@ -28,7 +28,11 @@ from sendense.repository.storage.local import LocalStorage
 from tests.unit.cli.conftest import Run
 
 SIZE = 3 * chunk.SIZE_DEFAULT + 512
-CONTENT = bytes(range(256)) * 2 * 1024 + bytes(chunk.SIZE_DEFAULT) + os.urandom(chunk.SIZE_DEFAULT)
+CONTENT = (
+    bytes(range(256)) * (chunk.SIZE_DEFAULT // 256)
+    + bytes(chunk.SIZE_DEFAULT)
+    + os.urandom(chunk.SIZE_DEFAULT)
+)
 DISK = CONTENT + b"tail" + bytes(508)
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
