@@ -29,7 +29,7 @@ class Row:
         """Return the row for programs."""
         return {
             "name": self.name,
-            "command": self.shown.replace(str(scale.CACHE), ".cache/bench"),
+            "command": self.shown.replace(f"{scale.ROOT}/", ""),
             "seconds": [round(run.seconds, 3) for run in self.runs],
             "seconds_median": round(self.seconds, 3),
             "cpu_median": round(statistics.median(run.cpu for run in self.runs), 3),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sendense.core import units
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "bench"
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "bench"
 
 
 @dataclass(frozen=True)
