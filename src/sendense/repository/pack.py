@@ -20,7 +20,7 @@ from sendense.repository.keyed import KeyedStorage
 from sendense.repository.keys import WRAPPED_LENGTH, WRAPPED_NONE, Keys, PackKey, SealBroken
 from sendense.repository.storage.base import Buffer
 
-TARGET_BYTES = 32 * units.MIB  # one fsync for each; 64 MiB will be right for object stores
+TARGET_BYTES = 32 * units.MIB  # one fsync or request for each; decision 161
 META_TARGET_BYTES = 4 * units.MIB  # nodes of a map; readers of maps fetch single nodes anyway
 SIZE_MAX = 128 * units.MIB  # a parser refuses larger ones; offsets are 32 bits
 ENTRIES_MAX = 1 << 16  # a pack of tiny blobs is sealed here; bounds its directory to 3.5 MiB
