@@ -167,8 +167,14 @@ class Client:
             self._send_asked()
 
     def _send_asked(self) -> None:
+        """Send what may be in flight, all at once: each message wakes the server."""
+        heads = []
         while len(self._asked) < ASKED_MAX and (part := next(self._unsent, None)) is not None:
-            self._asked[self._send(p.CMD_READ, part.offset, part.length)] = part
+            cookie, head = self._head(p.CMD_READ, part.offset, part.length)
+            self._asked[cookie] = part
+            heads.append(head)
+        if heads:
+            self._connection.send(b"".join(heads))
 
     def _allocate(self, requests: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
         for offset, length in requests:
@@ -437,13 +443,18 @@ class Client:
             )
 
     def _send(self, command: int, offset: int, length: int, data: memoryview | None = None) -> int:
-        self._cookie += 1
-        head = p.REQUEST.pack(p.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        cookie, head = self._head(command, offset, length)
         if data is None:
             self._connection.send(head)
         else:
             self._connection.send(head, data)
-        return self._cookie
+        return cookie
+
+    def _head(self, command: int, offset: int, length: int) -> tuple[int, bytes]:
+        """Return the cookie and the bytes of a request."""
+        self._cookie += 1
+        head = p.REQUEST.pack(p.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        return self._cookie, head
 
     def _receive_chunk(
         self, cookie: int, what: str, *, magic: int | None = None
