@@ -179,7 +179,7 @@ def test_a_repository_whose_encryption_was_taken_away_is_not_written_to(lab: Lab
     descriptor = lab.data_dir / "backups" / "main" / "sendense.json"
     text = descriptor.read_text()
     start, end = text.index('"domain":"'), text.index('","features"')
-    forged = text[:start] + '"domain":null' + text[end + 1 :].replace(',"encryption"', "")
+    forged = text[:start] + '"domain":null' + text[end + 1 :].replace('"encryption"', "")
     descriptor.chmod(0o600)
     descriptor.write_text(forged)
     check_problem(lab.api.post(f"/repositories/{repository_id}/test"), 500, "repository-mistaken")

@@ -193,11 +193,7 @@ class Client:
     def _cut(self, offset: int, into: bytearray | memoryview) -> list[Part]:
         self._check_request(offset, len(into))
         return reading.cut(
-            offset,
-            into,
-            unit=self.block_size_min,
-            most=self.block_size_max,
-            size=self.size_bytes,
+            offset, into, unit=self.block_size_min, most=self.block_size_max, size=self.size_bytes
         )
 
     def _receive_answer(self, waiting: dict[int, Part]) -> int:
