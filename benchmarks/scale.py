@@ -29,7 +29,7 @@ class Scale:
 
 
 WHOLE = Scale("whole", 2 * units.GIB, 1638, rounds=5)  # places: 0.1 % of 100 GiB
-QUICK = Scale("quick", 384 * units.MIB, 400, rounds=3)  # under three minutes
+QUICK = Scale("quick", 384 * units.MIB, 400, rounds=3)  # about four minutes
 
 
 @contextmanager
