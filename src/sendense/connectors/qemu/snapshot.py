@@ -132,8 +132,13 @@ def find_reference(session: Session, token: str) -> dict[str, Any] | None:
     )
     if has_nodes or has_bitmaps or token in session.scratch.list_tokens():
         record = find_intact(session, token)
-        return record or _reference(session, token, "", [])
+        return record or _reference(session.scratch, token, "", [])
     return None
+
+
+def find_files(scratch: Scratch, token: str) -> dict[str, Any] | None:
+    """Return a reference to a snapshot whose QEMU ended, or None where it left no files."""
+    return _reference(scratch, token, "", []) if token in scratch.list_tokens() else None
 
 
 def remove_nodes(session: Session, token: str) -> None:
@@ -225,7 +230,7 @@ def _take_new(
         _export(session.qmp, plan)
     if moment.pauses and max(moment.pauses) > PAUSE_SECONDS_NOTABLE:
         moment.warnings.append(f"the VM was paused for {max(moment.pauses):.1f} s")
-    reference = _reference(session, token, nonce, plans)
+    reference = _reference(session.scratch, token, nonce, plans)
     return reference | {
         "moment": f"{token}-{nonce}",
         "consistency": moment.consistency.value,
@@ -325,13 +330,13 @@ def _export(qmp: Qmp, plan: _Plan) -> None:
     qmp.execute("block-export-add", type="nbd", id=name, node_name=name, name=name, **arguments)
 
 
-def _reference(session: Session, token: str, nonce: str, plans: list[_Plan]) -> dict[str, Any]:
+def _reference(scratch: Scratch, token: str, nonce: str, plans: list[_Plan]) -> dict[str, Any]:
     return {
         "version": REFERENCE_VERSION,
-        "vm_uuid": session.vm_uuid,
+        "vm_uuid": scratch.vm_uuid,
         "token": token,
         "nonce": nonce,
-        "socket": str(session.scratch.socket),
+        "socket": str(scratch.socket),
         "disks": [
             {
                 "key": plan.disk.key,

@@ -138,9 +138,9 @@ class QemuSource:
             with self._connect_by_uuid(vm_uuid) as (session, _):
                 return snapshot.find_reference(session, names.token(name))
         except Unavailable as error:
-            if error.kind == "qmp-unreachable":
-                return None
-            raise
+            if error.kind != "qmp-unreachable":
+                raise
+            return snapshot.find_files(self._scratch(vm_uuid), names.token(name))
 
     def close(self) -> None:
         """Nothing is held between calls."""
