@@ -7,6 +7,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sendense.api import repeats
 from sendense.core.errors import Unavailable
 from sendense.hub import figures
 from tests.api.kit import Lab, check_problem
@@ -31,6 +32,29 @@ def test_a_name_that_could_forge_a_log_line_is_replaced(lab: Lab, hostile: str) 
 )
 def test_a_name_with_a_nul_is_unknown_on_every_database(lab: Lab, path: str) -> None:
     check_problem(lab.api.get(path.format("a%00b")), 404, "path-unknown")
+
+
+def test_a_parameter_of_which_one_value_counts_is_given_once(lab: Lab) -> None:
+    for query in ("limit=10&limit=1000", "source_id=a&source_id=", "limit=10&limit=10"):
+        problem = check_problem(lab.api.get(f"/vms?{query}"), 422, "fields-invalid")
+        name = query.partition("=")[0]
+        assert problem["errors"] == [{"field": name, "reason": "must be given once"}]
+    assert lab.api.get("/vms?tag=a:b&tag=c:d&limit=10").status_code == 200
+    assert lab.api.get("/health?a=1&a=2").status_code == 200
+
+
+def test_the_parameters_that_may_be_repeated_are_those_that_the_document_calls_lists(
+    lab: Lab,
+) -> None:
+    document = lab.api.get("/openapi.json").json()
+    lists = {
+        parameter["name"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", [])
+        if parameter["schema"].get("type") == "array"
+    }
+    assert lists == repeats.LISTS
 
 
 def test_failures_name_their_request_also_at_the_gate(lab: Lab) -> None:

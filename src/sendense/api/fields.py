@@ -14,6 +14,7 @@ _KEY = "[key]"  # how pydantic marks the key of a mapping
 _REASONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "extra_forbidden": lambda _: "is not a known field",
     "missing": lambda _: "is missing",
+    "repeated": lambda _: "must be given once",
     "value_error": lambda limits: str(limits["error"]),
     "string_type": lambda _: "must be text",
     "string_unicode": lambda _: "must be valid Unicode",

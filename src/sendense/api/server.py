@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from sendense.api import docs, errors, health, metrics
+from sendense.api import docs, errors, health, metrics, repeats
 from sendense.api.gate import Gate
 from sendense.api.requests import Requests
 from sendense.hub import retries
@@ -76,9 +76,9 @@ def create_app(hub: Hub, *, hosts: Collection[str] = LOOPBACK_HOSTS) -> FastAPI:
         jobs.router,
         retries.router,
         workers.router,
-        health.router,
-        docs.router,
     ):
+        api.include_router(router, dependencies=[Depends(repeats.refuse)])
+    for router in (health.router, docs.router):
         api.include_router(router)
     app.include_router(api)
     app.add_api_route(
