@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from http.client import HTTPException, HTTPSConnection
 from typing import Any, Self, TypeVar
 
@@ -17,7 +18,7 @@ from pyVmomi import vim, vmodl
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
 from sendense.connectors import certificate
-from sendense.connectors.vsphere import failure
+from sendense.connectors.vsphere import answers, failure
 from sendense.connectors.vsphere.config import VsphereConfig
 from sendense.connectors.vsphere.reader import vddk
 from sendense.core.errors import Denied, SendenseError, Unavailable
@@ -34,6 +35,8 @@ KEEP_ALIVE_SECONDS = 300.0
 GOODBYE_SECONDS_MAX = 5.0
 # vCenter locks a user out for minutes after five refused logins within three; jobs try again.
 REFUSED_SECONDS = 60.0
+# Answers of many objects, which are read by a reader of our own.
+_RETRIEVALS = ("RetrievePropertiesEx", "ContinueRetrievePropertiesEx")
 
 T = TypeVar("T")
 
@@ -75,11 +78,41 @@ class _Stub(SoapStubAdapter):
         outerStub: Any = None,  # noqa: N803
     ) -> Any:
         try:
+            if info.name in _RETRIEVALS:
+                return self._retrieve(mo, info, args)
             return super().InvokeMethod(mo, info, args, outerStub)  # type: ignore[no-untyped-call]
         except (vmodl.MethodFault, OSError, HTTPException):
             raise
         except Exception as error:  # its parser raises whatever it stumbles over
             raise failure.answer_not_understood(error) from error
+
+    def _retrieve(self, mo: Any, info: Any, args: Any) -> Any:
+        """Ask for properties as pyVmomi does, and have the answer read by `answers`.
+
+        Raises what it raises. A session goes on by the cookie that its login was told.
+        """
+        this: Any = self
+        headers = {
+            "Cookie": this.cookie,
+            "SOAPAction": this.versionId,
+            "Content-Type": "text/xml; charset=UTF-8",
+            "Accept-Encoding": "gzip",
+            "User-Agent": "pyvmomi",  # what stands in between may refuse questions of nobody
+        }
+        connection = this.GetConnection()
+        try:
+            connection.request("POST", this.path, this.SerializeRequest(mo, info, args), headers)
+            answer = connection.getresponse()
+            told = answers.parse(this, answer, info.result)
+            answer.read()  # to its end, or nothing else may be asked on this connection
+        except BaseException:
+            connection.close()
+            this.DropConnections()
+            raise
+        this.ReturnConnection(connection)
+        if answer.status == HTTPStatus.OK:
+            return told
+        raise told
 
 
 def moref_of(managed: Any) -> str:

@@ -60,6 +60,7 @@ def test_vms_of_all_datacenters_with_their_networks(make_vcenter: Callable[..., 
     assert found.notices == ()
 
 
+@pytest.mark.slow
 def test_a_thousand_vms_are_listed_in_three_seconds(make_vcenter: Callable[..., Vcenter]) -> None:
     vcenter = make_vcenter("-vms", "1000")
     pem = certificate.see("127.0.0.1", vcenter.simulator_port, pinned_pem=None).pem
