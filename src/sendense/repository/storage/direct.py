@@ -17,12 +17,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from sendense.core import units
 from sendense.repository.storage.base import Buffer
 
 ALIGNMENT = 4096  # what the strictest of usual disks and file systems ask for
 STAGE_BYTES = 2 * units.MIB  # one write; measured: 1 MiB and 4 MiB are slower
 WRITES_AHEAD = 3  # in flight at once; measured: one leaves the disk idle, four are no faster
+STAGES = WRITES_AHEAD + 1  # of a writer
+
+# Memory of writers that are closed, for the next ones: a backup writes a file for each 32 MiB, and
+# the kernel takes as long to give it fresh memory as to write. Two writers' worth is kept.
+_spare: deque[mmap.mmap] = deque(maxlen=2 * STAGES)
 
 
 class DirectWriter:
@@ -37,7 +44,7 @@ class DirectWriter:
         self._file = file
         self._direct_flags = fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT
         self._is_direct = self._set_direct(wanted=True)
-        self._stages = [mmap.mmap(-1, STAGE_BYTES) for _ in range(WRITES_AHEAD + 1)]
+        self._stages = [_take_stage() for _ in range(STAGES)]
         self._start = 0  # where in the file the stage's first byte belongs
         self._filled = 0
         self._executor = ThreadPoolExecutor(WRITES_AHEAD, thread_name_prefix="write")
@@ -51,7 +58,7 @@ class DirectWriter:
             self._start = offset
         while view:
             part = view[: STAGE_BYTES - self._filled]
-            self._stages[0][self._filled : self._filled + len(part)] = part
+            _copy(part, self._stages[0], self._filled)
             self._filled += len(part)
             view = view[len(part) :]
             if self._filled == STAGE_BYTES:
@@ -65,6 +72,7 @@ class DirectWriter:
     def close(self) -> None:
         """Drop what is gathered, let go of memory and threads, and leave the file as it came."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+        _spare.extend(self._stages)  # nobody writes them any more
         self._stages.clear()
         self._set_direct(wanted=False)
 
@@ -125,3 +133,24 @@ class DirectWriter:
                 raise
             return False
         return wanted
+
+
+def _copy(part: memoryview, stage: mmap.mmap, place: int) -> None:
+    """Copy bytes into a stage, many of them without the interpreter's lock: numpy lets go of it."""
+    with memoryview(stage) as whole, whole[place : place + len(part)] as target:
+        if len(part) < ALIGNMENT:
+            target[:] = part
+        else:
+            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(part, np.uint8))
+
+
+def _take_stage() -> mmap.mmap:
+    try:
+        return _spare.pop()
+    except IndexError:
+        # Shared: private memory must not be written past the page cache while the process forks
+        # (open(2), notes).
+        return mmap.mmap(-1, STAGE_BYTES)
+
+
+os.register_at_fork(after_in_child=_spare.clear)  # or a child would write into its parent's

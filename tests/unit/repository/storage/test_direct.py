@@ -14,6 +14,7 @@ import pytest
 
 from sendense.core import units
 from sendense.core.errors import NoSpace
+from sendense.repository.storage import direct
 from sendense.repository.storage.direct import ALIGNMENT, STAGE_BYTES, DirectWriter
 from sendense.repository.storage.local import LocalStorage
 
@@ -149,6 +150,37 @@ def test_the_error_of_a_write_in_flight_is_raised(
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(OSError, match="injected"):
         _write(file, bytes(STAGE_BYTES))
+
+
+def test_memory_of_a_closed_writer_serves_the_next_one_and_no_two_at_once(
+    file: int, tmp_path: Path
+) -> None:
+    with DirectWriter(file) as writer:
+        used = {id(stage) for stage in writer._stages}
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)
+    with DirectWriter(file) as one, DirectWriter(other) as two:
+        first, second = ({id(stage) for stage in writer._stages} for writer in (one, two))
+        assert first == used
+        assert not first & second
+        for start in range(0, SIZE, STAGE_BYTES // 2 + 1):
+            one.write(start, b"1" * min(STAGE_BYTES // 2 + 1, SIZE - start))
+            two.write(start, b"2" * min(STAGE_BYTES // 2 + 1, SIZE - start))
+        one.flush()
+        two.flush()
+    assert (_content(file), _content(other)) == (b"1" * SIZE, b"2" * SIZE)
+    os.close(other)
+
+
+def test_a_process_that_forks_gives_its_child_none_of_the_memory(file: int) -> None:
+    with DirectWriter(file):
+        pass
+    assert direct._spare
+    child = os.fork()
+    if child == 0:
+        os._exit(len(direct._spare))
+    assert os.waitpid(child, 0)[1] == 0
+    _write(file, b"1" * SIZE)
+    assert _content(file) == b"1" * SIZE
 
 
 def test_a_large_object_is_whole_or_not_at_all(
