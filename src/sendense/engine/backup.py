@@ -7,12 +7,12 @@ brings the next one meanwhile. `judge` and `put` are one hand's, for a writer be
 at a time. Memory is bounded by the batches under way, whatever the disk's size.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sendense.connectors.base import DiskView
+from sendense.core.cores import count_cores
 from sendense.core.errors import Corrupt, Unavailable
 from sendense.core.extent import Extent
 from sendense.engine import crew, plan, sampling, stages
@@ -24,6 +24,7 @@ from sendense.engine.progress import Phase, Progress
 from sendense.engine.stages import Brought, Buffers, Lane
 from sendense.engine.worklist import BATCH_BYTES, Action, Batch, Run, Worklist
 from sendense.repository import chunk
+from sendense.repository.diskmap import FAN_OUT
 from sendense.repository.manifest import DiskRecord, DiskTotals
 from sendense.repository.writer import DiskWriter
 
@@ -179,15 +180,22 @@ class _Backup:
     def _find_difference(self, work: Worklist, writer: DiskWriter) -> int | None:
         """Return a chunk that is called unchanged and is not as in the parent, or None."""
         self._progress.enter(Phase.SAMPLING)
+        chosen = sampling.choose(work, seed=self._task.moment)
+        writer.expect(iter(sorted({index // FAN_OUT for index in chosen})))
+        together = max(1, BATCH_BYTES // work.chunk_size)
+        groups = (chosen[start : start + together] for start in range(0, len(chosen), together))
         batches = [
-            Batch((Run(index, 1, Action.READ),), work.chunk_length(index))
-            for index in sampling.choose(work, seed=self._task.moment)
+            Batch(
+                tuple(Run(index, 1, Action.READ) for index in group),
+                sum(map(work.chunk_length, group)),
+            )
+            for group in groups
         ]
 
         def compare(loaded: Loaded) -> None:
-            index = loaded.batch.runs[0].first
-            if loaded.ids[0] != writer.parent_id(index):
-                raise _Differs(index)
+            for run, chunk_id in zip(loaded.batch.runs, loaded.ids, strict=True):
+                if chunk_id != writer.parent_id(run.first):
+                    raise _Differs(run.first)
 
         try:
             self._work(batches, writer, work=lambda loaded: loaded, put=compare)
@@ -211,6 +219,7 @@ class _Backup:
         def judge_and_encode(loaded: Loaded) -> Verdict:
             return stages.encode(ledger.judge(loaded), level=self._settings.level)
 
+        writer.expect(work.list_blocks(FAN_OUT, first=first))
         batches = work.list_batches(first=first)
         self._work(batches, writer, work=judge_and_encode, put=ledger.put)
         self._control.check()
@@ -242,7 +251,7 @@ class _Backup:
             return result
 
         hands = Crew(
-            threads=self._settings.threads or _count_cores(),
+            threads=self._settings.threads or count_cores(most=THREADS_MAX),
             lanes=max(1, min(self._settings.connections, self._view.connections_max)),
             open_lane=lambda: Lane(self._view, chunk_size=writer.chunk_size, buffers=self._buffers),
             work=serve,
@@ -258,7 +267,3 @@ class _Differs(Exception):
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.index = index
-
-
-def _count_cores() -> int:
-    return max(1, min(THREADS_MAX, len(os.sched_getaffinity(0))))

@@ -30,7 +30,7 @@ class Loaded:
     ids: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Judged:
     """A chunk that was read. `data` only where it is NEW, `stored` only once it is encoded."""
 

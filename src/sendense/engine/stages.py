@@ -5,11 +5,11 @@ In between the writer's one hand decides what each chunk becomes.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sendense.connectors.base import DiskView
 from sendense.core import units
-from sendense.engine.ledger import Judged, Loaded, Verdict
+from sendense.engine.ledger import Loaded, Verdict
 from sendense.engine.worklist import Action, Batch
 from sendense.nbd.client import Client
 from sendense.repository import chunk
@@ -59,7 +59,7 @@ class Lane:
         self._size_bytes = view.size_bytes
         self._chunk_size = chunk_size
         self._buffers = buffers
-        self._begun: deque[Brought] = deque()
+        self._begun: Brought | None = None
         self._client = Client.connect(view.address)
 
     def begin(self, batch: Batch) -> None:
@@ -76,12 +76,14 @@ class Lane:
                 parts = _cut(data, REQUEST_BYTES)
                 requests += zip(range(start, start + length, REQUEST_BYTES), parts, strict=True)
         self._client.ask(requests)
-        self._begun.append(brought)
+        self._begun = brought
 
     def finish(self) -> Brought:
         """Wait for a batch. Raises Unavailable where the source fails."""
         self._client.receive()
-        return self._begun.popleft()
+        brought, self._begun = self._begun, None
+        assert brought is not None, "begun before"
+        return brought
 
     def interrupt(self) -> None:
         """Shut the connection, which makes a blocked `finish` raise."""
@@ -99,15 +101,12 @@ def identify(brought: Brought, *, by: Callable[[Buffer], bytes]) -> Loaded:
 
 
 def encode(verdict: Verdict, *, level: int) -> Verdict:
-    """Return the same verdict with `stored` instead of `data`."""
-    return replace(verdict, chunks=[_encode(one, level) for one in verdict.chunks])
-
-
-def _encode(one: Judged, level: int) -> Judged:
-    if one.data is None:
-        return one
-    codec, stored = chunk.encode(one.data, level)
-    return replace(one, data=None, codec=codec, stored=stored)
+    """Return the verdict with `stored` instead of `data`."""
+    for one in verdict.chunks:
+        if one.data is not None:
+            one.codec, one.stored = chunk.encode(one.data, level)
+            one.data = None
+    return verdict
 
 
 def _cut(data: memoryview, size: int) -> list[memoryview]:

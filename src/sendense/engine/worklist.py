@@ -117,6 +117,17 @@ class Worklist:
                 yield Run(start + begin, cut - begin, Action(int(block[begin])))
                 begin = cut
 
+    def list_blocks(self, width: int, *, first: int = 0) -> Iterator[int]:
+        """Yield which blocks of `width` chunks have some to read, in order, from that of `first`.
+
+        `width` divides `SCAN_CHUNKS`.
+        """
+        for start in range(first - first % width, self.chunk_count, SCAN_CHUNKS):
+            wanted = self._actions[start : start + SCAN_CHUNKS] == Action.READ
+            padded = np.pad(wanted, (0, -len(wanted) % width))
+            blocks = np.flatnonzero(padded.reshape(-1, width).any(axis=1))
+            yield from (blocks + start // width).tolist()
+
     def list_batches(self, *, first: int = 0) -> Iterator[Batch]:
         """Yield the runs from chunk `first` on, cut into batches of at most `BATCH_BYTES` to read.
 

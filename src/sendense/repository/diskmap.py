@@ -7,8 +7,11 @@ every subtree in which they do not differ.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
 
 from sendense.core.errors import Corrupt, NotFound, SendenseError
 from sendense.repository import format
@@ -19,8 +22,10 @@ FAN_OUT_BITS = 8
 LEVEL_MAX = 6  # 2**56 chunks: more than any disk
 NODE_MAGIC = b"NODE"
 NODE_HEAD = struct.Struct("<4sBBH32s")
+_FULL = bytes([0xFF]) * (FAN_OUT // 8)  # the bitmap of a node whose slots are all in use
 
 LoadNode = Callable[[bytes], bytes]  # id → plain bytes that hash to it
+LoadNodes = Callable[[Sequence[bytes]], dict[bytes, bytes]]  # of many what is read at once, by id
 StoreNode = Callable[[bytes], bytes]  # plain bytes → id
 OnLost = Callable[[int, int, SendenseError], None]  # first chunk, how many, why
 
@@ -36,10 +41,17 @@ def level_of(chunk_count: int) -> int:
 
 def encode_node(level: int, slots: list[bytes]) -> bytes:
     """Return a node's only possible bytes: a bitmap of the slots in use, then their ids."""
-    used = [slot != ZERO_ID for slot in slots]
-    bitmap = sum(1 << index for index, flag in enumerate(used) if flag).to_bytes(32, "little")
-    head = NODE_HEAD.pack(NODE_MAGIC, format.VERSION, level, sum(used), bitmap)
-    return head + b"".join(slot for slot in slots if slot != ZERO_ID)
+    ids = b"".join(slots)
+    assert len(slots) == FAN_OUT, f"{len(slots)} slots"
+    assert len(ids) == FAN_OUT * ID_LENGTH, "an id is too short or too long"
+    count = FAN_OUT - slots.count(ZERO_ID)
+    if count == FAN_OUT:
+        bitmap = _FULL
+    else:
+        rows = np.frombuffer(ids, np.uint64).reshape(FAN_OUT, ID_LENGTH // 8)
+        used = rows.any(axis=1)
+        bitmap, ids = np.packbits(used, bitorder="little").tobytes(), rows[used].tobytes()
+    return NODE_HEAD.pack(NODE_MAGIC, format.VERSION, level, count, bitmap) + ids
 
 
 def decode_node(data: bytes, *, level: int) -> list[bytes]:
@@ -47,27 +59,32 @@ def decode_node(data: bytes, *, level: int) -> list[bytes]:
     if len(data) < NODE_HEAD.size:
         raise format.corrupt("of a disk map", "a node is cut off", kind="map-corrupt")
     magic, version, found_level, count, bitmap = NODE_HEAD.unpack_from(data)
-    bits = int.from_bytes(bitmap, "little")
     if (
         magic != NODE_MAGIC
         or version != format.VERSION
         or found_level != level
         or count == 0
-        or count != bits.bit_count()
+        or count != int.from_bytes(bitmap, "little").bit_count()
         or len(data) != NODE_HEAD.size + count * ID_LENGTH
     ):
         raise format.corrupt(
             "of a disk map", f"a node is not one of level {level}", kind="map-corrupt"
         )
-    slots = [ZERO_ID] * FAN_OUT
-    position = NODE_HEAD.size
-    for index in range(FAN_OUT):
-        if bits >> index & 1:
-            slots[index] = data[position : position + ID_LENGTH]
-            position += ID_LENGTH
-    if slots.count(ZERO_ID) != FAN_OUT - count:
+    ids = _ids(count).unpack_from(data, NODE_HEAD.size)
+    if ZERO_ID in ids:
         raise format.corrupt("of a disk map", "a node spells out a zero id", kind="map-corrupt")
+    if count == FAN_OUT:
+        return list(ids)
+    slots = [ZERO_ID] * FAN_OUT
+    used = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").nonzero()[0]
+    for slot, chunk_id in zip(used.tolist(), ids, strict=True):
+        slots[slot] = chunk_id
     return slots
+
+
+@cache
+def _ids(count: int) -> struct.Struct:
+    return struct.Struct(f"{ID_LENGTH}s" * count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +97,44 @@ class Run:
 
 
 class MapReader:
-    """Reads one disk's map. Holds one node for each level; cheap when asked in ascending order."""
+    """Reads one disk's map. Holds one node for each level; cheap when asked in ascending order.
+
+    Args:
+        root: its id. chunk_count: of the disk.
+        load: gives the bytes of a node.
+        load_many: gives the bytes of many at once; what it leaves out `load` is asked for.
+        on_lost: is told of a node that cannot be read, which is then taken for zeros; without it
+            the error is raised.
+    """
 
     def __init__(
-        self, root: bytes, *, chunk_count: int, load: LoadNode, on_lost: OnLost | None = None
+        self,
+        root: bytes,
+        *,
+        chunk_count: int,
+        load: LoadNode,
+        load_many: LoadNodes = lambda _: {},
+        on_lost: OnLost | None = None,
     ) -> None:
-        """Read a map; a node that cannot be read is told to `on_lost` and taken for zeros.
-
-        Without `on_lost` the error is raised.
-        """
         self.root = root
         self._on_lost = on_lost
         self.chunk_count = chunk_count
         self.level = level_of(chunk_count)
         self._load = load
+        self._load_many = load_many
+        self._expected: Iterator[int] = iter(())  # leaves that are not read ahead yet
+        self._next_expected: int | None = None
+        self._ahead: dict[bytes, bytes] = {}  # at most a node's leaves, 2 MiB
         self._cached: list[tuple[int, list[bytes]] | None] = [None] * (self.level + 1)
+
+    def expect(self, leaves: Iterator[int]) -> None:
+        """Say which leaves, `FAN_OUT` chunks each, will be asked for, in ascending order.
+
+        So those below one node are read together. Nothing but time depends on it, and `leaves` is
+        advanced only as they are asked for.
+        """
+        self._expected = leaves
+        self._next_expected = next(leaves, None)
 
     def get(self, index: int) -> bytes:
         """Return the id of a chunk; the zero id for zeros and beyond the end of the disk."""
@@ -120,8 +160,12 @@ class MapReader:
         return slots
 
     def _get(self, level: int, node_index: int, node_id: bytes) -> list[bytes]:
+        if level == 0 and node_id not in self._ahead:
+            expected = self._list_expected(node_index)
+            if expected:  # else what was read before may still be asked for
+                self._ahead = self._load_many(expected)
         try:
-            return decode_node(self._load(node_id), level=level)
+            return decode_node(self._ahead.get(node_id) or self._load(node_id), level=level)
         except (Corrupt, NotFound) as error:
             if self._on_lost is None:
                 raise
@@ -129,6 +173,17 @@ class MapReader:
             start = node_index * width
             self._on_lost(start, min(width, self.chunk_count - start), error)
             return [ZERO_ID] * FAN_OUT
+
+    def _list_expected(self, leaf: int) -> list[bytes]:
+        """Return the ids of the expected leaves from one on, up to the last with its parent."""
+        above = self.slots(1, leaf >> FAN_OUT_BITS) if self.level else None
+        end = (leaf | FAN_OUT - 1) + 1
+        ids = []
+        while above and self._next_expected is not None and self._next_expected < end:
+            if self._next_expected >= leaf:
+                ids.append(above[self._next_expected % FAN_OUT])
+            self._next_expected = next(self._expected, None)
+        return [one for one in ids if one != ZERO_ID]
 
     def list_runs(self, start: int = 0, end: int | None = None) -> Iterator[Run]:
         """Yield runs that cover chunks `start` to `end` in order; at most a leaf's at a time.
@@ -166,7 +221,6 @@ class MapReader:
 @dataclass(slots=True)
 class _OpenNode:
     index: int
-    base: bytes  # the node's id in the parent's map, or zero
     slots: list[bytes]
 
 
@@ -177,27 +231,25 @@ class MapBuilder:
 
     Args:
         chunk_count: of the disk now.
-        load: gives the bytes of a node of the parent's map.
         store: takes the bytes of a new node and returns its id.
-        parent: root and chunk count of the map to build on; a smaller one is lifted.
+        parent: the map to build on; a smaller one is lifted.
     """
 
     def __init__(
         self,
         chunk_count: int,
         *,
-        load: LoadNode,
         store: StoreNode,
-        parent: tuple[bytes, int] | None = None,
+        parent: MapReader | None = None,
     ) -> None:
         self._count = chunk_count
-        self._load = load
         self._store = store
+        self._parent = parent
         self._level = level_of(chunk_count)
         self._open: list[_OpenNode | None] = [None] * (self._level + 1)
-        self._base_root, base_count = parent or (ZERO_ID, 0)
-        self._base_level = level_of(base_count)
-        assert base_count <= chunk_count, "a map cannot shrink"
+        self._base_root = parent.root if parent else ZERO_ID
+        self._base_level = parent.level if parent else 0
+        assert parent is None or parent.chunk_count <= chunk_count, "a map cannot shrink"
         self.position = 0  # the first chunk that may still be set
         if self._base_root != ZERO_ID and self._base_level < self._level:
             self._descend(self._base_level + 1, 0)  # or a change far behind would lose the parent
@@ -238,6 +290,11 @@ class MapBuilder:
     def _assign(self, level: int, slot: int, slot_id: bytes) -> None:
         node = self._descend(level, slot >> FAN_OUT_BITS)
         node.slots[slot % FAN_OUT] = slot_id
+        # What is open in the subtree would be put back when it is closed: a smaller parent's map.
+        for lower in range(level):
+            below = self._open[lower]
+            if below is not None and below.index >> FAN_OUT_BITS * (level - 1 - lower) == slot:
+                self._open[lower] = None
 
     def _descend(self, level: int, node_index: int) -> _OpenNode:
         """Open the path from the root to a node, closing what lies before it."""
@@ -255,11 +312,14 @@ class MapBuilder:
     def _opened(self, level: int, index: int) -> _OpenNode:
         base = self._base_id(level, index)
         if base != ZERO_ID:
-            return _OpenNode(index, base, decode_node(self._load(base), level=level))
+            assert self._parent is not None, "the node is the parent's"
+            slots = self._parent.slots(level, index)
+            assert slots is not None, "its slot above is not zero"
+            return _OpenNode(index, list(slots))
         slots = [ZERO_ID] * FAN_OUT
         if index == 0 and level == self._base_level + 1:
             slots[0] = self._base_root  # a grown disk: the parent's whole map is its first subtree
-        return _OpenNode(index, ZERO_ID, slots)
+        return _OpenNode(index, slots)
 
     def _base_id(self, level: int, index: int) -> bytes:
         if level == self._level or level > self._base_level:
@@ -273,13 +333,13 @@ class MapBuilder:
         node = self._open[level]
         if node is None:
             return ZERO_ID
-        self._open[level] = None
         node_id = ZERO_ID
-        if any(slot != ZERO_ID for slot in node.slots):
+        if node.slots.count(ZERO_ID) < FAN_OUT:
             data = encode_node(level, node.slots)
             node_id = self._store(data)
         if level < self._level:
             above = self._open[level + 1]
             assert above is not None, "a parent stays open longer than its children"
             above.slots[node.index % FAN_OUT] = node_id
+        self._open[level] = None  # last: a node that could not be stored is closed again
         return node_id

@@ -96,23 +96,34 @@ class Table:
         return len(self.ids)
 
     def find(self, wanted: Ids) -> Positions:
-        """Return for each wanted id its position in the table, or -1."""
-        found = np.full(len(wanted), -1, dtype=np.int64)
+        """Return for each wanted id its position in the table, or -1.
+
+        A dozen ids are asked for at a time, so what costs is the number of calls of numpy.
+        """
         if not len(self):
-            return found
+            return np.full(len(wanted), -1, dtype=np.int64)
         at = np.searchsorted(self.ids.prefix, wanted.prefix, side="left")
-        pending = np.arange(len(wanted))
-        while len(pending):
-            pending = pending[at[pending] < len(self)]
-            here = at[pending]
-            pending = pending[self.ids.prefix[here] == wanted.prefix[pending]]
-            here = at[pending]
-            equal = (self.ids.rest[here] == wanted.rest[pending]).all(axis=1)
-            found[pending[equal]] = here[equal]
-            # Two ids that share their first 8 bytes are a freak or an attack; look at the next.
-            pending = pending[~equal]
-            at[pending] += 1
+        here = np.minimum(at, len(self) - 1)  # behind the end: the last, which is smaller
+        is_near = self.ids.prefix[here] == wanted.prefix
+        is_equal = is_near & (self.ids.rest[here] == wanted.rest).all(axis=1)
+        if is_equal.all():
+            return here
+        found = np.where(is_equal, here, -1)
+        for number in np.flatnonzero(is_near & ~is_equal):
+            found[number] = self._find_behind(int(here[number]), wanted, int(number))
         return found
+
+    def _find_behind(self, position: int, wanted: Ids, number: int) -> int:
+        """Return where an id lies behind another that shares its first 8 bytes, or -1.
+
+        Two such ids are a freak or an attack.
+        """
+        prefix, rest = wanted.prefix[number], wanted.rest[number]
+        while position < len(self) and self.ids.prefix[position] == prefix:
+            if (self.ids.rest[position] == rest).all():
+                return position
+            position += 1
+        return -1
 
 
 def build_table(entries: Sequence[tuple[int, Entry]]) -> Table:
@@ -173,10 +184,11 @@ class Segment:
     def find(self, wanted: Ids) -> Positions:
         """Return for each wanted id its position in the segment, or -1."""
         bits = wanted.rest[:, 0] & self._filter_mask
-        passed = np.flatnonzero(
-            (self._filter[bits >> np.uint64(3)] >> (bits & np.uint64(7)).astype(np.uint8)) & 1
-        )
+        marks = self._filter[bits >> np.uint64(3)] >> (bits & np.uint64(7)).astype(np.uint8) & 1
+        if marks.all():
+            return self.table.find(wanted)
         found = np.full(len(wanted), -1, dtype=np.int64)
+        passed = np.flatnonzero(marks)
         if len(passed):
             found[passed] = self.table.find(wanted.take(passed))
         return found

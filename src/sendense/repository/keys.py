@@ -7,6 +7,7 @@ that the rest of the code has one way only. See docs/format.md, "Keys".
 
 import functools
 import os
+import threading
 from typing import Protocol
 
 import blake3
@@ -53,6 +54,10 @@ class PackKey(Protocol):
 
     def open(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
         """Return what `seal` was given. Raises SealBroken."""
+        ...
+
+    def open_briefly(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
+        """Return the same as `open`, in memory that this thread's next call uses again."""
         ...
 
 
@@ -175,6 +180,9 @@ class _UnsealedPack:
         del offset, head
         return data
 
+    def open_briefly(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
+        return self.open(offset, head, data)
+
 
 _UNSEALED_PACK = _UnsealedPack()
 UNSEALED = Unsealed()
@@ -257,6 +265,22 @@ class DomainKeys:
         return AESGCM(blake3.blake3(slot, key=self._frames).digest())
 
 
+class _Room(threading.local):
+    """Memory for what is opened and used at once, taken again: fresh memory is zeroed first."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray())
+
+    def take(self, length: int) -> memoryview:
+        """Return so many bytes, which are the thread's until it takes some again."""
+        if len(self._memory) < length:
+            self._memory = memoryview(bytearray(length))
+        return self._memory[:length]
+
+
+_room = _Room()
+
+
 class _SealedPack:
     """AES-256-GCM with a random key for one pack; the nonce is the blob's place in it."""
 
@@ -272,6 +296,14 @@ class _SealedPack:
             return self._cipher.decrypt(_nonce(offset), data, head)
         except InvalidTag:
             raise SealBroken from None
+
+    def open_briefly(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
+        room = _room.take(max(0, len(data) - TAG_LENGTH))
+        try:
+            self._cipher.decrypt_into(_nonce(offset), data, head, room)
+        except InvalidTag:
+            raise SealBroken from None
+        return room
 
 
 def derive_domain(root: bytes) -> bytes:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import blake3
 
@@ -58,9 +59,8 @@ class BlobType(IntEnum):
     NVRAM = 4  # reserved: written by a later version
 
 
-_BLOB_TYPES = frozenset(BlobType)
 _CODECS = frozenset(chunk.Codec)
-PLAIN_LENGTH_MAX = {
+PLAIN_LENGTH_MAX: dict[int, int] = {
     BlobType.CHUNK: chunk.SIZE_MAX,
     BlobType.NODE: 16 * units.KIB,
     BlobType.VM_CONFIG: chunk.SIZE_MAX,  # an index segment holds no larger ones
@@ -68,8 +68,7 @@ PLAIN_LENGTH_MAX = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Where a blob lies in its pack: `offset` is that of its header."""
 
     id: bytes
@@ -220,8 +219,7 @@ class PackBuilder:
         head = memoryview(self._buffers[1 + 2 * index])
         stored = self._key.seal(entry.offset, head, self._buffers[2 + 2 * index])
         self._buffers[2 + 2 * index] = stored
-        opened = _Opened(self._keys, self._key, "pack in memory", entry.offset)
-        _open_parts(opened, head, stored, entry.id)
+        _open_parts(_Opened(self._keys, self._key, entry.offset), head, stored, entry.id)
 
 
 def put(storage: KeyedStorage, sealed: SealedPack) -> None:
@@ -235,12 +233,17 @@ def put(storage: KeyedStorage, sealed: SealedPack) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What a blob lies in: the pack's key and name, and the blob's place."""
+    """What a blob lies in, and where: a stored pack, or one that is not put yet."""
 
     keys: Keys
     key: PackKey
-    name: str
     offset: int
+    ref: PackRef | None = None
+
+    @property
+    def name(self) -> str:
+        """What an error calls the pack."""
+        return self.ref.name if self.ref else "pack in memory"
 
 
 def open_blob(keys: Keys, ref: PackRef, offset: int, data: Buffer, blob_id: bytes) -> bytes:
@@ -259,66 +262,77 @@ def unseal_blob(keys: Keys, ref: PackRef, offset: int, data: Buffer) -> tuple[En
     Raises Corrupt. Nobody has compared them with the id yet: a builder does when it seals.
     """
     view = memoryview(data)
-    return _unseal(_open_pack(keys, ref, offset), view[: BLOB.size], view[BLOB.size :])
+    opened = _open_pack(keys, ref, offset)
+    head, stored = view[: BLOB.size], view[BLOB.size :]
+    entry = _parse(opened, head, stored)
+    try:
+        return entry, opened.key.open(offset, head, stored)
+    except SealBroken:
+        raise _broken_seal(opened, entry) from None
 
 
 def _open_pack(keys: Keys, ref: PackRef, offset: int) -> _Opened:
-    return _Opened(keys, _open_key(keys, ref.wrapped, name=ref.name), ref.name, offset)
-
-
-def _open_key(keys: Keys, wrapped: bytes, *, name: str) -> PackKey:
     try:
-        return keys.open_pack(wrapped)
+        return _Opened(keys, keys.open_pack(ref.wrapped), offset, ref)
     except SealBroken:
-        raise format.corrupt(name, "its key does not open") from None
+        raise format.corrupt(ref.name, "its key does not open") from None
 
 
 def _open_parts(opened: _Opened, head: memoryview, stored: Buffer, blob_id: bytes) -> bytes:
-    name, keys = opened.name, opened.keys
-    entry, packed = _unseal(opened, head, stored)
+    keys = opened.keys
+    entry = _parse(opened, head, stored)
     if entry.id != blob_id:
-        raise format.corrupt(name, f"blob {entry.id.hex()} lies where {blob_id.hex()} should")
+        raise format.corrupt(
+            opened.name, f"blob {entry.id.hex()} lies where {blob_id.hex()} should"
+        )
+    try:
+        packed = opened.key.open_briefly(opened.offset, head, stored)
+    except SealBroken:
+        raise _broken_seal(opened, entry) from None
     plain = chunk.decompress(entry.codec, packed, plain_length=entry.plain_length)
     is_chunk = entry.type == BlobType.CHUNK
     found = keys.identify(plain) if is_chunk else keys.identify_node(plain)
     if found != blob_id:
         raise Corrupt(
-            f"object {name} is damaged: blob {blob_id.hex()} decodes to bytes with id"
+            f"object {opened.name} is damaged: blob {blob_id.hex()} decodes to bytes with id"
             f" {found.hex()}",
             kind="chunk-corrupt" if is_chunk else "object-corrupt",
-            name=name,
+            name=opened.name,
             chunk_id=blob_id.hex(),
         )
     return plain
 
 
-def _unseal(opened: _Opened, head: memoryview, stored: Buffer) -> tuple[Entry, Buffer]:
-    name = opened.name
-    entry = _parse_blob_header(head, name=name, offset=opened.offset, overhead=opened.keys.overhead)
+def _parse(opened: _Opened, head: memoryview, stored: Buffer) -> Entry:
+    """Return what a blob's header says, which fits the length of what is stored."""
+    entry = _parse_blob_header(head, opened)
     if len(stored) != entry.stored_length:
         raise format.corrupt(
-            name, f"blob {entry.id.hex()} has {len(stored)} bytes of {entry.stored_length}"
+            opened.name, f"blob {entry.id.hex()} has {len(stored)} bytes of {entry.stored_length}"
         )
-    try:
-        return entry, opened.key.open(opened.offset, head, stored)
-    except SealBroken:
-        raise format.corrupt(name, f"the seal of blob {entry.id.hex()} is broken") from None
+    return entry
 
 
-def _parse_blob_header(data: memoryview, *, name: str, offset: int, overhead: int) -> Entry:
+def _broken_seal(opened: _Opened, entry: Entry) -> Corrupt:
+    return format.corrupt(opened.name, f"the seal of blob {entry.id.hex()} is broken")
+
+
+def _parse_blob_header(data: memoryview, opened: _Opened) -> Entry:
+    offset = opened.offset
     if len(data) < BLOB.size:
-        raise format.corrupt(name, "a blob's header is cut off")
+        raise format.corrupt(opened.name, "a blob's header is cut off")
     magic, blob_type, codec, flags, stored, plain, blob_id, check = BLOB.unpack_from(data)
     if magic != BLOB_MAGIC or format.check_of(data[: BLOB.size - format.CHECK_LENGTH]) != check:
-        raise format.corrupt(name, f"no blob's header lies at byte {offset}")
-    if flags or not _is_plausible(blob_type, codec, stored - overhead, plain):
-        raise format.corrupt(name, f"the blob at byte {offset} is of an unknown kind or size")
+        raise format.corrupt(opened.name, f"no blob's header lies at byte {offset}")
+    if flags or not _is_plausible(blob_type, codec, stored - opened.keys.overhead, plain):
+        raise format.corrupt(
+            opened.name, f"the blob at byte {offset} is of an unknown kind or size"
+        )
     return Entry(blob_id, offset, stored, plain, blob_type, codec)
 
 
 def _is_plausible(blob_type: int, codec: int, stored: int, plain: int) -> bool:
-    known = blob_type in _BLOB_TYPES and codec in _CODECS
-    return known and 0 < plain <= PLAIN_LENGTH_MAX[BlobType(blob_type)] and 0 < stored <= plain
+    return codec in _CODECS and 0 < stored <= plain <= PLAIN_LENGTH_MAX.get(blob_type, 0)
 
 
 def read_ref(storage: KeyedStorage, name: str) -> PackRef:

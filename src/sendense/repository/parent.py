@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from sendense.core.errors import Corrupt
 from sendense.core.extent import Extent
-from sendense.repository.diskmap import LoadNode, MapReader
+from sendense.repository.diskmap import LoadNode, LoadNodes, MapReader
 from sendense.repository.manifest import DiskRecord
 
 
@@ -13,20 +13,29 @@ class ParentMap:
     """A parent's map. Cheap when asked in ascending order.
 
     Args:
-        disk: the parent's disk. load: gives the bytes of a node.
+        disk: the parent's disk.
+        load, load_many: see MapReader.
         lost: ids of chunks and nodes that lie only in packs that were found bad.
+
+    Attributes:
+        map: reads it; a node that is lost raises Corrupt, kind `parent-damaged`.
     """
 
-    def __init__(self, disk: DiskRecord, *, load: LoadNode, lost: frozenset[bytes]) -> None:
+    def __init__(
+        self, disk: DiskRecord, *, load: LoadNode, load_many: LoadNodes, lost: frozenset[bytes]
+    ) -> None:
         self._disk = disk
         self._lost = lost
-        self._reader = MapReader(
-            disk.root, chunk_count=disk.chunk_count, load=_sound_only(load, lost) if lost else load
+        self.map = MapReader(
+            disk.root,
+            chunk_count=disk.chunk_count,
+            load=_sound_only(load, lost) if lost else load,
+            load_many=lambda ids: load_many([one for one in ids if one not in lost]),
         )
 
     def get(self, index: int) -> bytes:
         """Return the id of a chunk; the zero id for zeros and beyond the end of the disk."""
-        return self._reader.get(index)
+        return self.map.get(index)
 
     def is_whole(self) -> bool:
         """Return whether no node is lost. Reads the map where anything is lost, else nothing."""
@@ -44,7 +53,7 @@ class ParentMap:
         if not self._lost:
             return
         size = self._disk.chunk_size
-        for run in self._reader.list_runs():
+        for run in self.map.list_runs():
             for number, chunk_id in enumerate(run.ids, run.start):
                 if chunk_id in self._lost:
                     yield Extent(number * size, self._disk.chunk_length(number))

@@ -3,7 +3,6 @@
 Never returns wrong bytes: every chunk is hashed and compared with its id.
 """
 
-import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from sendense.core import extent, units
+from sendense.core.cores import count_cores
 from sendense.core.errors import Corrupt, NotFound, SendenseError
 from sendense.core.extent import Extent
-from sendense.repository import format, pack
+from sendense.repository import format, pack, ranges
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.diskmap import LoadNode, MapReader
 from sendense.repository.index import Place
@@ -26,9 +26,7 @@ from sendense.repository.segments import Segments, nowhere
 READS_IN_FLIGHT_MAX = 16  # ranged reads: what an object store needs to fill a fast link
 AHEAD = 2  # for each thread: one read in work, one waiting or done
 BYTES_IN_FLIGHT_MAX = 64 * units.MIB  # plain bytes decoded or about to be, and not yet consumed
-READ_BYTES_MAX = 4 * units.MIB  # of one ranged read; small enough that 16 fit the bound above
-GAP_BYTES_MAX = 128 * units.KIB  # reading over a gap this small is cheaper than a second request
-WINDOW_CHUNKS = 1 << 10  # chunks planned together: 512 MiB of disk
+WINDOW_CHUNKS = 1 << 10  # chunks planned together: 256 MiB of disk
 CACHE_BYTES = 16 * units.MIB  # of decoded chunks, for small reads nearby
 
 Piece = tuple[int, int, int]  # offset in the disk, first byte within the chunk, length
@@ -173,16 +171,13 @@ class DiskReader:
                     yield chunk_id, (start, start - begin, length)
 
     def _groups(self, window: dict[bytes, list[Piece]]) -> Iterator[list[_Wanted]]:
-        """Yield the chunks of a window as ranged reads, in order of first use of each pack."""
-        ids = list(window)
-        by_pack: dict[bytes, list[_Wanted]] = {}
-        for chunk_id, place in zip(ids, self._locate(window), strict=True):
-            if place is not None:
-                wanted = _Wanted(chunk_id, place, window[chunk_id])
-                by_pack.setdefault(place.pack.id, []).append(wanted)
-        for neighbours in by_pack.values():
-            neighbours.sort(key=lambda one: one.place.offset)
-            yield from _coalesced(neighbours)
+        """Return the chunks of a window as ranged reads, in order of first use of each pack."""
+        places = zip(window.items(), self._locate(window), strict=True)
+        return ranges.group(
+            _Wanted(chunk_id, place, pieces)
+            for (chunk_id, pieces), place in places
+            if place is not None
+        )
 
     def _locate(self, window: dict[bytes, list[Piece]]) -> Sequence[Place | None]:
         """Return where chunks lie; None, after telling, for one that is nowhere in a salvage."""
@@ -195,16 +190,10 @@ class DiskReader:
                 self._lose(window[chunk_id], nowhere(chunk_id))
         return places
 
-    def _read_group(self, group: Sequence[_Wanted]) -> list[tuple[int, bytes]]:
+    def _read_group(self, group: list[_Wanted]) -> list[tuple[int, bytes]]:
         """Read one range and decode its chunks; on a reading thread."""
-        start = group[0].place.offset
         try:
-            data = _read_range(self._storage, group)
-            return [
-                filled
-                for one in group
-                for filled in self._fill(one, data, one.place.offset - start)
-            ]
+            return self._read_together(group)
         except NotFound:
             # A collector may have moved the chunks since the index was read: look again, once.
             self._segments.refresh()
@@ -216,8 +205,7 @@ class DiskReader:
         """Read one chunk wherever it lies."""
 
         def read(place: Place) -> list[tuple[int, bytes]]:
-            moved = _Wanted(one.id, place, one.pieces)
-            return list(self._fill(moved, _read_range(self._storage, [moved]), 0))
+            return self._read_together([_Wanted(one.id, place, one.pieces)])
 
         try:
             return self._segments.read_anywhere(one.id, read)
@@ -226,6 +214,13 @@ class DiskReader:
                 raise
             self._lose(one.pieces, error)
             return []
+
+    def _read_together(self, group: list[_Wanted]) -> list[tuple[int, bytes]]:
+        return [
+            filled
+            for one, blob in ranges.read(self._storage, group)
+            for filled in self._fill(one, blob)
+        ]
 
     def _lose(self, pieces: Iterable[Piece], error: SendenseError) -> None:
         assert self._salvage is not None, "otherwise the error is raised"
@@ -237,8 +232,7 @@ class DiskReader:
         begin, end = start * size, min((start + count) * size, self.size_bytes)
         self._lose([(begin, 0, end - begin)], error)
 
-    def _fill(self, one: _Wanted, data: memoryview, at: int) -> Iterator[tuple[int, bytes]]:
-        blob = data[at : at + pack.BLOB.size + one.place.stored_length]
+    def _fill(self, one: _Wanted, blob: memoryview) -> Iterator[tuple[int, bytes]]:
         place = one.place
         plain = pack.open_blob(self._storage.keys, place.pack, place.offset, blob, one.id)
         for offset, within, length in one.pieces:
@@ -266,29 +260,4 @@ def _count_threads(storage: KeyedStorage) -> int:
     if storage.capacity() is None:  # an object store: what counts is to keep the line to it full
         return READS_IN_FLIGHT_MAX
     # Decoding counts; while one waits for the disk, every core has another.
-    return min(len(os.sched_getaffinity(0)) + 1, READS_IN_FLIGHT_MAX)
-
-
-def _coalesced(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
-    """Yield neighbours in one pack, at least one, as groups, each for one ranged read."""
-    group: list[_Wanted] = []
-    for one in wanted:
-        if group:
-            gap = one.place.offset - _end(group[-1])
-            size = _end(one) - group[0].place.offset
-            plain = sum(member.place.plain_length for member in group)
-            if gap > GAP_BYTES_MAX or max(size, plain) > READ_BYTES_MAX:
-                yield group
-                group = []
-        group.append(one)
-    yield group
-
-
-def _end(one: _Wanted) -> int:
-    return one.place.offset + pack.BLOB.size + one.place.stored_length
-
-
-def _read_range(storage: KeyedStorage, group: Sequence[_Wanted]) -> memoryview:
-    start = group[0].place.offset
-    length = _end(group[-1]) - start
-    return memoryview(storage.get_range(group[0].place.pack.name, start, length))
+    return count_cores(most=READS_IN_FLIGHT_MAX - 1) + 1

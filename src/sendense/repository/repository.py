@@ -16,9 +16,10 @@ from sendense.core.errors import (
     Invalid,
     NoSpace,
     NotFound,
+    SendenseError,
 )
 from sendense.core.ids import IdSource
-from sendense.repository import descriptor, format, mending, pack, record, session
+from sendense.repository import descriptor, format, mending, pack, ranges, record, session
 from sendense.repository.backups import Backups, Parent, Tombstone
 from sendense.repository.chunk import ZERO_ID
 from sendense.repository.commit import Endings
@@ -65,6 +66,14 @@ class Reserve:
 
 
 NO_RESERVE = Reserve(share=0.0, bytes_min=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A disk map's node, and where it lies."""
+
+    id: bytes
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +340,18 @@ class Repository:
             self.segments.refresh()  # a collector may have moved it since the index was read
         return self.segments.read_anywhere(node_id, lambda place: self._read_node(node_id, place))
 
+    def get_nodes(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the bytes of those of some nodes that one look reads, by id; see `get_node`."""
+        found: dict[bytes, bytes] = {}
+        nodes = zip(ids, self.segments.find(ids), strict=True)
+        # Where it cannot be read there may be a gap between the nodes, or one that nobody needs.
+        with contextlib.suppress(SendenseError):
+            for together in ranges.group(_Node(one, place) for one, place in nodes if place):
+                for one, blob in ranges.read(self.storage, together):
+                    with contextlib.suppress(Corrupt):
+                        found[one.id] = self._open_node(one, blob)
+        return found
+
     # The place.
 
     def require_room(self, size: int) -> None:
@@ -388,9 +409,12 @@ class Repository:
     # Inside.
 
     def _read_node(self, node_id: bytes, place: Place) -> bytes:
-        length = pack.BLOB.size + place.stored_length
-        data = self.storage.get_range(place.pack.name, place.offset, length)
-        return pack.open_blob(self.storage.keys, place.pack, place.offset, data, node_id)
+        ((node, blob),) = ranges.read(self.storage, [_Node(node_id, place)])
+        return self._open_node(node, blob)
+
+    def _open_node(self, node: _Node, blob: memoryview) -> bytes:
+        place = node.place
+        return pack.open_blob(self.storage.keys, place.pack, place.offset, blob, node.id)
 
     def _refresh_index(self) -> None:
         """Read the index, and rebuild what of it is lost, where that can be done."""

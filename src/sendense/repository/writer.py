@@ -4,17 +4,15 @@ A writer is used by one thread at a time, but for `seal`. Packs are put by a thr
 that the disk's latency does not add to the reading's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sendense.core.clock import Clock
 from sendense.core.errors import Corrupt, Exists, Invalid, NotFound
 from sendense.core.extent import Extent
-from sendense.core.ids import IdSource
 from sendense.repository import format, pack, record, segments, session
 from sendense.repository import index as index_module
 from sendense.repository.checkpoints import Checkpoints, Counted
@@ -22,51 +20,19 @@ from sendense.repository.chunk import ID_LENGTH, ZERO_ID, Codec
 from sendense.repository.diskmap import MapBuilder
 from sendense.repository.format import Frame
 from sendense.repository.index import Segment, SessionIndex
-from sendense.repository.keyed import KeyedStorage
 from sendense.repository.manifest import DiskIdentity, DiskRecord, DiskTotals, Mode
 from sendense.repository.pack import BlobType, Kind, PackBuilder, PackRef
 from sendense.repository.parent import ParentMap
-from sendense.repository.segments import Segments
 from sendense.repository.session import Attempt, CheckpointPack, Done, MapRun
 from sendense.repository.storage.base import Buffer
 from sendense.repository.uploader import Uploader
+from sendense.repository.writer_place import Place
 
 RUNS_MAX = 1 << 14  # runs of a checkpoint: bounds it where nothing new seals a pack
 IDS_MAX = 1 << 16  # ids of a checkpoint: 2 MiB
+NODES_LOOKED_UP = 1 << 8  # together; at most 2 MiB of them wait for it
 VERIFY_BATCH = 1 << 12  # ids said to be known, looked up together
 CHECKPOINT_SECONDS_MAX = 600.0  # between signs of life: a sixth of what a collector waits for one
-
-
-class Place(Protocol):
-    """What a writer needs of its repository."""
-
-    @property
-    def storage(self) -> KeyedStorage:
-        """Where objects go."""
-        ...
-
-    @property
-    def segments(self) -> Segments:
-        """The index of all that is committed."""
-        ...
-
-    @property
-    def clock(self) -> Clock:
-        """Time."""
-        ...
-
-    @property
-    def ids(self) -> IdSource:
-        """Randomness."""
-        ...
-
-    def get_node(self, node_id: bytes) -> bytes:
-        """Return the bytes of a disk map's node."""
-        ...
-
-    def require_room(self, size: int) -> None:
-        """Raise NoSpace where storing so many bytes would touch the reserve."""
-        ...
 
 
 class DiskWriter:
@@ -115,15 +81,16 @@ class DiskWriter:
         self._log: list[tuple[int, int, list[bytes]]] = []
         self._log_ids = 0
         self._unverified: list[bytes] = []
+        self._new_nodes: dict[bytes, bytes] = {}  # bytes by id, not looked up yet
+        self._root: bytes | None = None
         self._checkpoint_at = self._place.clock.monotonic() + CHECKPOINT_SECONDS_MAX
         self.counted = Counted()
         parent = self._parent if self._attempt.mode is Mode.INCREMENTAL else None
         self._seam = self._find_seam(parent)
         self._map = MapBuilder(
             self.chunk_count,
-            load=self._place.get_node,
             store=self._store_node,
-            parent=(parent.root, parent.chunk_count) if parent else None,
+            parent=self._parent_map.map if self._parent_map and parent else None,
         )
 
     def _find_seam(self, parent: DiskRecord | None) -> int | None:
@@ -136,7 +103,8 @@ class DiskWriter:
         if parent is None or parent.chunk_size != self.chunk_size:
             return None
         lost = self._place.segments.list_lost()
-        found = ParentMap(parent, load=self._place.get_node, lost=lost)
+        place = self._place
+        found = ParentMap(parent, load=place.get_node, load_many=place.get_nodes, lost=lost)
         # A full read compares only to save time.
         return found if self._attempt.mode is Mode.INCREMENTAL or found.is_whole() else None
 
@@ -195,6 +163,15 @@ class DiskWriter:
             known |= segment.find(index_module.Ids.of(ids)) >= 0
         return known
 
+    def expect(self, leaves: Iterator[int]) -> None:
+        """Say which leaves of the parent's map will be needed; see `MapReader.expect`.
+
+        They are those of the chunks that `parent_id` is asked for and of those that are put in an
+        incremental. `leaves` is advanced later, by whoever does that.
+        """
+        if self._parent_map:
+            self._parent_map.map.expect(leaves)
+
     def put_zero(self, start: int, count: int = 1) -> None:
         """Say that chunks are zeros. Costs next to nothing, whatever the count."""
         self._map.put_zero(start, count)
@@ -250,13 +227,17 @@ class DiskWriter:
         """
         self._verify_known()
         self._check_growth()
-        self._map_root = self._map.finish()
+        if self._root is None:  # a map is finished once, whatever fails after it
+            self._root = self._map.finish()
+        self._add_nodes()
         for kind in Kind:
             self._flush(kind)
         self._uploader.drain()
         if len(self._index):
             self._put_segment()
-        done = Done(self._session_id, self._record(totals), tuple(self._segment_names()))
+        done = Done(
+            self._session_id, self._record(totals, self._root), tuple(self._segment_names())
+        )
         name = session.done_name(
             self._place.storage.keys, self._session_id, self.disk.key, self._attempt.moment
         )
@@ -381,11 +362,20 @@ class DiskWriter:
 
     def _store_node(self, data: bytes) -> bytes:
         node_id = self._place.storage.keys.identify_node(data)
-        if not self.find_known([node_id])[0]:
-            self._add(Kind.META, BlobType.NODE, Codec.RAW, node_id, data, len(data))
-            if self._is_full(Kind.META):
-                self._flush(Kind.META)
+        self._new_nodes[node_id] = data
+        if len(self._new_nodes) >= NODES_LOOKED_UP:
+            self._add_nodes()
         return node_id
+
+    def _add_nodes(self) -> None:
+        """Store those of the new nodes that are not known."""
+        known = self.find_known(list(self._new_nodes))
+        for (node_id, data), is_known in zip(self._new_nodes.items(), known, strict=True):
+            if not is_known:
+                self._add(Kind.META, BlobType.NODE, Codec.RAW, node_id, data, len(data))
+                if self._is_full(Kind.META):
+                    self._flush(Kind.META)
+        self._new_nodes.clear()  # last: what failed is added again, or never forgotten
 
     def _spill(self) -> None:
         """Turn the session's own index into a segment before it grows too large."""
@@ -398,8 +388,7 @@ class DiskWriter:
     def _put_segment(self) -> str:
         refs = [ref for ref in self._index.packs if ref is not None]
         assert len(refs) == len(self._index.packs), "every pack is put before it is indexed"
-        self._segment_count += 1
-        name = self._segment_names()[-1]
+        name = self._segment_name(self._segment_count + 1)
         buffers = index_module.seal_segment(
             self._index.table(),
             refs,
@@ -407,20 +396,21 @@ class DiskWriter:
             keys=self._place.storage.keys,
         )
         self._place.storage.put_if_absent(name, buffers)
+        self._segment_count += 1
         self._index.clear()
         return name
 
-    def _segment_names(self) -> list[str]:
-        key, owner = self.disk.key, self._checkpoints.owner
+    def _segment_name(self, number: int) -> str:
         attempt = session.attempt_digest(self._place.storage.keys, self._attempt)
-        return [
-            segments.segment_name(self._session_id, key, f"{attempt}.{owner}.{number}")
-            for number in range(1, self._segment_count + 1)
-        ]
+        ending = f"{attempt}.{self._checkpoints.owner}.{number}"
+        return segments.segment_name(self._session_id, self.disk.key, ending)
+
+    def _segment_names(self) -> list[str]:
+        return [self._segment_name(number) for number in range(1, self._segment_count + 1)]
 
     def _verify_known(self) -> None:
         """Look up what the caller said is known: a backup must never refer to nothing."""
-        ids, self._unverified = self._unverified, []
+        ids = self._unverified
         if not ids:
             return
         # Condemned since it was found known, or the parent's: this session is waited for.
@@ -432,6 +422,7 @@ class DiskWriter:
                 kind="chunk-unknown",
                 chunk_id=missing,
             )
+        self._unverified = []  # last: whoever goes on after an error is stopped again
 
     def _check_growth(self) -> None:
         """Refuse to inherit the parent's short last chunk where the disk has grown behind it."""
@@ -469,7 +460,7 @@ class DiskWriter:
             start = number * ID_LENGTH
             self._map.put(run.start + number, run.ids[start : start + ID_LENGTH])
 
-    def _record(self, totals: DiskTotals) -> DiskRecord:
+    def _record(self, totals: DiskTotals, root: bytes) -> DiskRecord:
         disk = self.disk
         return DiskRecord(
             key=disk.key,
@@ -478,7 +469,7 @@ class DiskWriter:
             uuid=disk.uuid,
             size_bytes=disk.size_bytes,
             chunk_size=self.chunk_size,
-            root=self._map_root,
+            root=root,
             moment=self._attempt.moment,
             lineage=disk.lineage,
             change_id=totals.change_id,

@@ -1,6 +1,7 @@
 import random
 
 import psutil
+import pytest
 
 from sendense.core import units
 from sendense.core.extent import Extent
@@ -120,6 +121,27 @@ def test_the_bytes_to_read_count_a_short_last_chunk_as_what_it_is() -> None:
     assert work.bytes_to_read(first=2) == 512
     assert work.bytes_to_read(first=3) == 0
     assert [work.chunk_length(index) for index in range(3)] == [CHUNK, CHUNK, 512]
+
+
+def test_blocks_with_something_to_read_are_told_in_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worklist, "SCAN_CHUNKS", 64)
+    chooser = random.Random(seed)
+    for _ in range(50):
+        count = chooser.randrange(1, 300)
+        work = make(count * CHUNK)
+        marked = chooser.sample(range(count), chooser.randrange(0, min(count, 9)))
+        zeros = {index for index in marked if chooser.random() < 0.3}
+        list(
+            work.mark_changed(
+                Extent(index * CHUNK, CHUNK, zero=index in zeros) for index in sorted(marked)
+            )
+        )
+        first = chooser.randrange(count)
+        expected = {index // 16 for index in marked if index not in zeros}
+        found = list(work.list_blocks(16, first=first))
+        assert found == sorted(block for block in expected if block >= first // 16)
 
 
 def test_batches_hold_everything_once_in_order_and_within_their_bound(seed: int) -> None:

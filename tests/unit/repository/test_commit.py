@@ -1,6 +1,7 @@
 """The commit, where the storage holds something else than it should or gives no answer."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -28,24 +29,42 @@ def test_another_manifest_under_a_commit_s_name_is_never_taken_for_it() -> None:
     assert storage.get(two.name) == other
 
 
-def test_a_commit_that_was_not_stored_is_none() -> None:
-    """Whichever call of a commit fails, either all of it was stored or it can be made again."""
-    none = 0
+def commit_with_each_fault(fault: Fault) -> Iterator[tuple[MemoryStorage, bool]]:
+    """Yield the storage after a commit one of whose calls failed, and whether it said "done"."""
     for at in range(1, 100):
         storage = MemoryStorage()
         repository = Kit(storage).create()
         repository.begin_session("s")
         kit.write_disk(repository, "s", DATA, moment="m")
-        faulty = FaultyStorage(storage, at=at, fault=Fault.FAIL_BEFORE)
+        faulty = FaultyStorage(storage, at=at, fault=fault)
         try:
             committing = Kit(faulty).open()
             committing.commit("s", kit.draft(committing, "b", "m"))
         except Unavailable:
-            none += not list(storage.list_objects("outcomes/"))
-        if faulty.calls < at:
-            break
+            yield storage, False
+        else:
+            if faulty.calls < at:
+                return
+            yield storage, True
+    pytest.fail("a commit makes more calls than expected")
+
+
+def test_a_commit_that_was_not_stored_is_none() -> None:
+    """Whichever call of a commit fails, either all of it was stored or it can be made again."""
+    none = 0
+    for storage, is_done in commit_with_each_fault(Fault.FAIL_BEFORE):
+        none += not is_done and not list(storage.list_objects("outcomes/"))
         again = Kit(storage).open(seed=3)
         again.commit("s", kit.draft(again, "b", "m"))
         assert kit.restore(again, "b") == DATA
     assert none
-    assert faulty.calls < at
+
+
+def test_a_commit_whose_answer_was_lost_is_one() -> None:
+    """Whichever call does its work and says that it failed, what is stored decides."""
+    made_all_the_same = 0
+    for storage, is_done in commit_with_each_fault(Fault.FAIL_AFTER):
+        if is_done:
+            made_all_the_same += 1
+            assert kit.restore(Kit(storage).open(seed=3), "b") == DATA
+    assert made_all_the_same

@@ -4,6 +4,7 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -14,6 +15,7 @@ from sendense.repository.check import check
 from sendense.repository.format import Frame
 from sendense.repository.keyed import Keyed
 from sendense.repository.keys import UNSEALED, DomainKeys, SealBroken
+from sendense.repository.storage.base import Buffer
 from sendense.repository.storage.memory import MemoryStorage
 from tests import repository_kit as kit
 from tests.repository_kit import CHUNK, ROOT, Kit
@@ -197,6 +199,7 @@ class _Cipher:
     def __init__(self, key: bytes, used: Counter[tuple[bytes, bytes]]) -> None:
         self._real, self._key, self._used = AESGCM(key), key, used
         self.decrypt: Callable[..., bytes] = self._real.decrypt
+        self.decrypt_into: Callable[..., int] = self._real.decrypt_into
 
     def encrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
         self._used[self._key, nonce] += 1
@@ -242,3 +245,23 @@ def test_both_kinds_of_keys_tell_chunks_from_nodes() -> None:
     storage = Keyed(MemoryStorage(), kit.KEYS)
     assert storage.list_top() == []
     assert storage.capacity() is None
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 1 << 20])
+def test_what_is_opened_briefly_is_as_what_is_opened_in_any_thread(length: int) -> None:
+    key = kit.KEYS.new_pack()
+    sealed = key.seal(208, b"head", bytes(length))
+
+    def open_both() -> tuple[bytes, bytes]:
+        return bytes(key.open(208, b"head", sealed)), bytes(key.open_briefly(208, b"head", sealed))
+
+    def refuse(stored: Buffer) -> None:
+        for way in (key.open, key.open_briefly):
+            with pytest.raises(SealBroken):
+                way(208, b"head", stored)
+
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(open_both).result() == (bytes(length), bytes(length))
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(refuse, bytes(sealed)[:length]).result()
+    assert open_both() == (bytes(length), bytes(length))

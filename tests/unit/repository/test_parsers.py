@@ -231,6 +231,18 @@ class TestPacks:
             lambda: pack.open_blob(kit.KEYS, broken, pack.HEADER.size, blob, ID), "does not open"
         )
 
+    def test_a_blob_whose_seal_is_broken_is_refused_decoded_and_not(self) -> None:
+        whole, ref = _pack(keys=kit.KEYS)
+        start, length = pack.HEADER.size, len(PLAIN) + kit.KEYS.overhead
+        blob_id = kit.KEYS.identify(PLAIN)
+        blob = whole[start : start + pack.BLOB.size + length]
+        assert pack.open_blob(kit.KEYS, ref, start, blob, blob_id) == PLAIN
+        _, stored = pack.unseal_blob(kit.KEYS, ref, start, blob)
+        assert bytes(stored) == PLAIN
+        changed = _put(blob, len(blob) - 1, bytes([blob[-1] ^ 1]))
+        _refuses(lambda: pack.open_blob(kit.KEYS, ref, start, changed, blob_id), "seal of blob")
+        _refuses(lambda: pack.unseal_blob(kit.KEYS, ref, start, changed), "seal of blob")
+
 
 ENTRIES = [
     (0, Entry(bytes([number]) * 32, 208 + 100 * number, 40, 40, 1, 0)) for number in range(1, 4)

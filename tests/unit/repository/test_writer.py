@@ -1,11 +1,12 @@
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from sendense.core.errors import Corrupt, Exists, Invalid, NoSpace, Unavailable
 from sendense.repository import chunk, index, pack, uploader
+from sendense.repository import writer as writer_module
 from sendense.repository.check import check
 from sendense.repository.checkpoints import Checkpoints
 from sendense.repository.manifest import DiskTotals, Mode
@@ -199,9 +200,10 @@ def test_a_chunk_repeated_within_a_disk_is_stored_once(repository: Repository) -
 def test_a_chunk_that_nobody_holds_cannot_be_known(repository: Repository) -> None:
     with _open(repository) as writer:
         writer.put_known(0, bytes([1]) * 32)
-        with pytest.raises(Invalid) as caught:
-            writer.finish(TOTALS)
-    assert caught.value.kind == "chunk-unknown"
+        for _ in range(2):  # who tries again is stopped again
+            with pytest.raises(Invalid) as caught:
+                writer.finish(TOTALS)
+            assert caught.value.kind == "chunk-unknown"
     assert repository.find_finished_disk("s", KEY, moment="m") is None
 
 
@@ -368,6 +370,9 @@ def test_a_pack_is_sealed_when_the_last_thread_has_sealed_its_blob() -> None:
         def open(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
             return self._key.open(offset, head, data)
 
+        def open_briefly(self, offset: int, head: Buffer, data: Buffer) -> Buffer:
+            return self._key.open_briefly(offset, head, data)
+
     builder = PackBuilder(Kind.DATA, session_id="s", salt=bytes(pack.SALT_LENGTH), keys=kit.KEYS)
     builder._key = SlowKey()
     builder.add(BlobType.CHUNK, chunk.Codec.RAW, kit.KEYS.identify(b"x"), b"x", plain_length=1)
@@ -386,3 +391,219 @@ def test_a_blob_that_does_not_open_again_is_told_by_the_seal_whoever_found_it() 
     builder.seal_added()
     with pytest.raises(Corrupt):
         builder.seal()
+
+
+LEAF = 256  # chunks
+
+
+class _Counting(MemoryStorage):
+    """Counts reads of disk maps."""
+
+    reads = 0
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        self.reads += name.startswith("meta/")
+        return super().get_range(name, offset, length)
+
+
+def _back_up_leaves(repository: Repository, leaves: int) -> int:
+    """Back up a sparse disk with something in each leaf of its map, and return its size."""
+    size = leaves * LEAF * CHUNK
+    repository.begin_session("one")
+    with repository.open_disk_writer("one", kit.identity(size), moment="m1") as writer:
+        for leaf in range(leaves):
+            data = bytes([1 + leaf]) * CHUNK
+            chunk_id = kit.KEYS.identify(data)
+            writer.put_chunk(leaf * LEAF, chunk_id, *chunk.encode(data, 1), CHUNK)
+        writer.finish(TOTALS)
+    repository.commit("one", kit.draft(repository, "one", "m1"))
+    return size
+
+
+def _open_increment(repository: Repository, size: int) -> DiskWriter:
+    """Open the disk of session `two`, which builds on the backup `one`."""
+    return repository.open_disk_writer(
+        "two", kit.identity(size), moment="m2", mode=Mode.INCREMENTAL, parent_backup_id="one"
+    )
+
+
+@pytest.mark.parametrize("are_expected", [True, False])
+def test_leaves_in_which_changes_are_expected_are_read_together(*, are_expected: bool) -> None:
+    storage = _Counting()
+    repository = Kit(storage).create()
+    leaves = 40
+    size = _back_up_leaves(repository, leaves)
+    repository.begin_session("two", parents=["one"])
+    with _open_increment(repository, size) as writer:
+        if are_expected:
+            writer.expect(iter(range(leaves)))
+        storage.reads = 0
+        for leaf in range(leaves):
+            assert writer.parent_id(leaf * LEAF) == kit.KEYS.identify(bytes([1 + leaf]) * CHUNK)
+            plain = bytes([101 + leaf]) * CHUNK
+            chunk_id = kit.KEYS.identify(plain)
+            writer.put_chunk(leaf * LEAF + 1, chunk_id, *chunk.encode(plain, 1), CHUNK)
+        assert storage.reads == (2 if are_expected else 1 + leaves)  # the root, then its leaves
+        writer.finish(DiskTotals(Mode.INCREMENTAL))
+    repository.commit("two", kit.draft(repository, "two", "m2"))
+    with Kit(storage).open().open_disk_reader("two", KEY) as reader:
+        for leaf in range(leaves):
+            start = leaf * LEAF * CHUNK
+            assert reader.read(start, 3 * CHUNK) == (
+                bytes([1 + leaf]) * CHUNK + bytes([101 + leaf]) * CHUNK + bytes(CHUNK)
+            )
+
+
+def test_expected_leaves_that_were_passed_over_are_not_read() -> None:
+    storage = _Counting()
+    repository = Kit(storage).create()
+    size = _back_up_leaves(repository, 6)
+    repository.begin_session("two", parents=["one"])
+    with _open_increment(repository, size) as writer:
+        writer.expect(iter([0, 1, 3, 4]))
+        storage.reads = 0
+        for leaf in (3, 4):
+            assert writer.parent_id(leaf * LEAF) == kit.KEYS.identify(bytes([1 + leaf]) * CHUNK)
+        assert storage.reads == 2  # the root, then the two that were asked for
+
+
+def test_a_damaged_leaf_that_was_expected_matters_only_where_it_is_needed() -> None:
+    storage = MemoryStorage()
+    repository = Kit(storage).create()
+    size = _back_up_leaves(repository, 3)
+    (name,) = (found.name for found in storage.list_objects("meta/"))
+    stored = bytearray(storage.get(name))
+    with repository.open_disk_reader("one", KEY) as reader:
+        root = reader._map.slots(1, 0)
+    assert root is not None
+    place = repository.segments.locate([root[1]])[0]
+    stored[place.offset + pack.BLOB.size] ^= 1
+    storage.delete(name)
+    storage.put_if_absent(name, bytes(stored))
+    repository.begin_session("two", parents=["one"])
+    with _open_increment(repository, size) as writer:
+        writer.expect(iter(range(3)))
+        plain = DATA[:CHUNK]
+        put = (kit.KEYS.identify(plain), *chunk.encode(plain, 1), CHUNK)
+        writer.put_chunk(1, *put)
+        with pytest.raises(Corrupt) as caught:
+            writer.put_chunk(LEAF + 1, *put)
+    assert caught.value.kind == "object-corrupt"
+
+
+class _BadSector(MemoryStorage):
+    """Cannot read some bytes of disk maps."""
+
+    bad: range = range(0)
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        if name.startswith("meta/") and range(
+            max(offset, self.bad.start), min(offset + length, self.bad.stop)
+        ):
+            raise Unavailable("input/output error", kind="storage-failed")
+        return super().get_range(name, offset, length)
+
+
+def test_what_cannot_be_read_between_the_leaves_that_are_needed_does_not_matter() -> None:
+    storage = _BadSector()
+    repository = Kit(storage).create()
+    size = _back_up_leaves(repository, 6)
+    with repository.open_disk_reader("one", KEY) as reader:
+        slots = reader._map.slots(1, 0)
+    assert slots is not None
+    place = repository.segments.locate([slots[3]])[0]
+    repository.begin_session("two", parents=["one"])
+    with _open_increment(repository, size) as writer:
+        storage.bad = range(place.offset, place.offset + 1)
+        writer.expect(iter([0, 5]))
+        plain = DATA[:CHUNK]
+        put = (kit.KEYS.identify(plain), *chunk.encode(plain, 1), CHUNK)
+        writer.put_chunk(1, *put)
+        writer.put_chunk(5 * LEAF + 1, *put)
+        writer.finish(DiskTotals(Mode.INCREMENTAL))
+    storage.bad = range(0)
+    repository.commit("two", kit.draft(repository, "two", "m2"))
+    with Kit(storage).open().open_disk_reader("two", KEY) as reader:
+        assert reader.read(3 * LEAF * CHUNK, 1) == b"\4"
+        assert reader.read((5 * LEAF + 1) * CHUNK, CHUNK) == plain
+
+
+@pytest.mark.parametrize("failing", ["index/", "done"])
+def test_a_disk_whose_end_could_not_be_put_is_finished_by_a_second_try(failing: str) -> None:
+    class Failing(MemoryStorage):
+        left = 1
+
+        def put_if_absent(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
+            if failing in name and self.left:
+                self.left -= 1
+                raise Unavailable("injected", kind="storage-failed")
+            super().put_if_absent(name, data)
+
+    repository = Kit(Failing()).create()
+    repository.begin_session("s")
+    with _open(repository) as writer:
+        _put(writer, *range(12))
+        with pytest.raises(Unavailable):
+            writer.finish(TOTALS)
+        writer.finish(TOTALS)
+    assert _commit(repository) == DATA
+
+
+def test_a_map_of_more_nodes_than_are_looked_up_together_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer_module, "NODES_LOOKED_UP", 4)
+    repository = Kit(MemoryStorage()).create()
+    _back_up_leaves(repository, 10)
+    opened = Kit(repository.storage).open()
+    assert check(opened, read_data=True).clean
+    with opened.open_disk_reader("one", KEY) as reader:
+        assert [reader.read(leaf * LEAF * CHUNK, 1)[0] for leaf in range(10)] == [*range(1, 11)]
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(1, 70_000), (300, LEAF**3 + 10)])
+def test_a_trimmed_start_of_a_disk_that_grew_by_far_is_zero(
+    before: int, after: int, *, is_resumed: bool
+) -> None:
+    repository = Kit(MemoryStorage()).create()
+    repository.begin_session("one")
+    with repository.open_disk_writer("one", kit.identity(before * CHUNK), moment="m1") as writer:
+        _put(writer, 0)
+        writer.finish(TOTALS)
+    repository.commit("one", kit.draft(repository, "one", "m1"))
+    repository.begin_session("two", parents=["one"])
+
+    writer = _open_increment(repository, after * CHUNK)
+    for start in range(0, after, 1 << 20):  # as the engine tells a trim
+        writer.put_zero(start, min(1 << 20, after - start))
+    if is_resumed:
+        writer._checkpoint()
+        writer._uploader.drain()
+        writer.close()
+        writer = _open_increment(repository, after * CHUNK)
+        assert writer.resume_index == after
+    with writer:
+        writer.finish(DiskTotals(Mode.INCREMENTAL))
+    repository.commit("two", kit.draft(repository, "two", "m2"))
+    with repository.open_disk_reader("two", KEY) as reader:
+        assert reader.read(0, CHUNK) == bytes(CHUNK)
+        assert [one.zero for one in reader.list_extents()] == [True]
+
+
+def test_a_node_that_could_not_be_looked_up_is_stored_by_a_second_try(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "NODES_LOOKED_UP", 1)
+    with _open(repository) as writer:
+        _put(writer, *range(12))
+        with monkeypatch.context() as patched:
+
+            def fail(_ids: Sequence[bytes]) -> None:
+                raise MemoryError
+
+            patched.setattr(repository.segments, "find_known", fail)
+            with pytest.raises(MemoryError):
+                writer.finish(TOTALS)
+        writer.finish(TOTALS)
+    assert _commit(repository) == DATA

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sendense.core import units
 from sendense.core.errors import NotFound
 from sendense.repository import format, pack
 from sendense.repository.chunk import ID_LENGTH
@@ -13,9 +12,7 @@ from sendense.repository.gc.catalog import Catalog
 from sendense.repository.index import Positions
 from sendense.repository.keyed import KeyedStorage
 from sendense.repository.pack import PackRef
-
-READ_BYTES_MAX = 4 * units.MIB  # of one ranged read: a whole pack of nodes
-GAP_BYTES_MAX = 128 * units.KIB  # reading over a gap this small is cheaper than a second request
+from sendense.repository.ranges import GAP_BYTES_MAX, READ_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)

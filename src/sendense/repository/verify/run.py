@@ -5,7 +5,6 @@ then on nothing refers to it, and the next backup stores again what lies in it a
 """
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from enum import IntEnum
 from typing import Any
 
 from sendense.core.clock import format_utc
+from sendense.core.cores import count_cores
 from sendense.core.errors import Corrupt, Denied, NoSpace, NotFound, SendenseError
 from sendense.repository import quarantine
 from sendense.repository.check import CheckReport, check
@@ -180,12 +180,14 @@ class _Run:
     def _verify_packs(self, due: list[PackRef], health: HealthRecord) -> int:
         """Verify packs in order, as many as the budget allows; return how many.
 
-        Several at once, each in a thread: they are judged one after the other.
+        Threads share the pieces of a pack where it has several, and else have a pack each; packs
+        are judged one after the other.
         """
         clock = self.repository.clock
         began = saved = clock.monotonic()
-        threads = max(1, min(THREADS_MAX, len(os.sched_getaffinity(0))))
-        looked: deque[tuple[PackRef, Future[SendenseError | None]]] = deque()
+        threads = count_cores(most=THREADS_MAX)
+        in_pieces = self.repository.storage.capacity() is not None  # no object store
+        looked: deque[tuple[PackRef, _Looks]] = deque()
         begun = 0
         executor = ThreadPoolExecutor(threads, thread_name_prefix="verify")
         try:
@@ -197,7 +199,8 @@ class _Run:
                     self._save(health)
                     saved = now
                 self.progress("packs", begun - len(looked), len(due))
-                looked.append((ref, executor.submit(self._look_at, ref)))
+                look = self._look_at(ref, in_pieces=in_pieces, hands=threads)
+                looked.append((ref, [executor.submit(_work, look) for _ in range(look.hands)]))
                 self.begun_bytes += ref.size
                 begun += 1
                 if len(looked) > threads:
@@ -214,19 +217,14 @@ class _Run:
             seconds_max is not None and seconds >= seconds_max
         )
 
-    def _look_at(self, ref: PackRef) -> SendenseError | None:
-        """Return what is wrong with a pack, or None; in any thread."""
-        try:
-            pieces.verify(self.repository.storage, ref, decode=self.level >= Level.DECODED)
-        except (Corrupt, NotFound) as error:
-            return error
-        return None
+    def _look_at(self, ref: PackRef, *, in_pieces: bool, hands: int) -> pieces.Look:
+        storage, decode = self.repository.storage, self.level >= Level.DECODED
+        return pieces.Look(storage, ref, decode=decode, in_pieces=in_pieces, hands=hands)
 
-    def _judge(
-        self, ref: PackRef, looked: Future[SendenseError | None], health: HealthRecord
-    ) -> None:
-        """Note what became of a pack. Raises what its thread raised."""
-        error = looked.result()
+    def _judge(self, ref: PackRef, looks: "_Looks", health: HealthRecord) -> None:
+        """Note what became of a pack. Raises what a thread raised."""
+        found = [look.result() for look in looks]
+        error = next((one for one in found if one is not None), None)
         if error is not None:
             health.forget(ref.id)
             if isinstance(error, Corrupt) or self._is_indexed(ref):
@@ -276,6 +274,18 @@ class _Run:
             self.differing.append(f"disk {disk.key} of backup {one.backup_id}")
 
 
+_Looks = list[Future[SendenseError | None]]
+
+
+def _work(look: pieces.Look) -> SendenseError | None:
+    """Return what is wrong with a pack, or None; in any thread."""
+    try:
+        look.work()
+    except (Corrupt, NotFound) as error:
+        return error
+    return None
+
+
 def _read_root(repository: Repository, one: Manifest, disk: DiskRecord) -> bytes:
     """Return the root of the map that the bytes of a disk make up. Raises Corrupt, NotFound."""
     ids = bytearray(disk.chunk_count * ID_LENGTH)
@@ -283,9 +293,7 @@ def _read_root(repository: Repository, one: Manifest, disk: DiskRecord) -> bytes
         for offset, data in reader.read_chunks():
             at = offset // disk.chunk_size * ID_LENGTH
             ids[at : at + ID_LENGTH] = repository.identify(data)
-    made = MapBuilder(
-        disk.chunk_count, load=repository.get_node, store=repository.storage.keys.identify_node
-    )
+    made = MapBuilder(disk.chunk_count, store=repository.storage.keys.identify_node)
     for number in range(disk.chunk_count):
         chunk_id = bytes(ids[number * ID_LENGTH : (number + 1) * ID_LENGTH])
         if chunk_id != ZERO_ID:
