@@ -6,7 +6,10 @@ One seed drives hypothesis and every test that asks for `seed`; it is printed in
 
 import io
 import random
+import sys
+import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,20 @@ def seed(request: pytest.FixtureRequest) -> int:
 def long_run(request: pytest.FixtureRequest) -> bool:
     """Whether to look deeper than a quick run does."""
     return bool(request.config.option.long)
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Do not measure coverage meanwhile: for tests that take the same lines over and over again.
+
+    Measuring doubles their time. The gates rest on tests that say what a line is for.
+    """
+    tracer, of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    threading.settrace(of_threads)
+    sys.settrace(tracer)
 
 
 def _is_whole_run(config: pytest.Config) -> bool:

@@ -15,6 +15,8 @@ from tests.crash.faulty import Death, Fault, FaultyStorage
 from tests.crash.scenarios import CALLS_MAX, SECOND, THIRD
 from tests.repository_kit import Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from tests.crash import scenarios
 from tests.crash.scenarios import FIRST, SECOND
 from tests.repository_kit import CHUNK, Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 RESERVE = Reserve(share=0.0, bytes_min=CHUNK)  # for packs of two chunks; 1 GiB in the product
 
 

@@ -17,6 +17,8 @@ from tests.crash.faulty import Death, Fault, FaultyStorage
 from tests.crash.scenarios import CALLS_MAX, FIRST, SECOND, THIRD
 from tests.repository_kit import Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from tests.crash.faulty import Death
 from tests.crash.scenarios import CALLS_MAX, THIRD
 from tests.repository_kit import Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 Scenario = Callable[[Repository], None]
 SCENARIOS = {"first": scenarios.full, "second": scenarios.incremental, "third": scenarios.resumed}
 FAULTS = (None, errno.ENOSPC, errno.EIO)  # the first one kills

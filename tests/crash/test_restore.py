@@ -21,6 +21,8 @@ from tests.crash.faulty import Death, Fault, FaultyStorage
 from tests.crash.scenarios import CALLS_MAX, FIRST
 from tests.repository_kit import KEY, Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 CHANGING = ("open", "truncate", "pwrite", "fsync", "close")
 TAG = "job-1"
 

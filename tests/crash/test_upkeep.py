@@ -19,6 +19,8 @@ from tests.crash.faulty import Death, Fault, FaultyStorage
 from tests.crash.scenarios import CALLS_MAX, FIRST
 from tests.repository_kit import ROOT, Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 PHRASE = "correct horse"
 OTHER = "battery staple"
 

@@ -22,6 +22,8 @@ from sendense.repository.verify.run import Level, verify
 from tests import repository_kit as kit
 from tests.repository_kit import CHUNK, ROOT, Kit
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 SIZE = 7 * CHUNK - 512
 OTHER_KEY = 2001
 PLACES = 2  # of each object and kind of damage

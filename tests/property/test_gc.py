@@ -38,6 +38,8 @@ from sendense.repository.session import Role
 from tests.gc_world import STEPS_MAX, Actor, Violation, World, small_packs
 from tests.rounds import Rounds
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 STEPS_PER_ROUND = 100_000
 TURNS = 400  # choices in one random world
 ACTORS_MAX = 6
