@@ -22,6 +22,7 @@ from benchmarks import (
     machine,
     metadata,
     plot,
+    profiled,
     results,
     scale,
 )
@@ -44,8 +45,9 @@ an index (10,000 to 10 million), disks backed up at once by one process (1 to 8)
 (1 to 4), backups in a catalog (100 to 100,000). With --quick fewer of each, the last ones left out.
 
 The guard compares with results.json: the limit's time divided by ours, for a full backup, another
-one of the same disk (nbdcopy to null), a restore (qemu-img from raw), a verification and two
-incrementals. It measures these alone, and ends with 1 where one is slower by more than 15 %.
+one of the same disk, a restore, a verification and two incrementals. It measures these alone, and
+ends with 1 where one is slower by more than 15 %. Runs of a --quick one are so short that they vary
+by more than that: it finds what has become much slower.
 """
 COMMAND = "./dev bench --save"
 
@@ -55,19 +57,22 @@ def main() -> None:
     given, rest = (parser := _make_parser()).parse_known_args()
     if given.guest:
         impact.main([*rest, *(["--json"] if given.json else [])])
-        return
-    if given.chunk_sizes:
+    elif given.chunk_sizes:
         chunk_sizes.main()
-        return
-    if given.catalog or given.gc:
+    elif given.catalog or given.gc:
         (catalog if given.catalog else garbage).main(rest)
-        return
+    else:
+        _compare(given, rest, parser)
+
+
+def _compare(given: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> None:
+    """Measure beside others, whatever of it is asked for."""
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if given.growth and given.rounds:
         parser.error("--growth has rounds of its own")
-    if given.guard and (given.save or given.json):
-        parser.error("--guard keeps nothing and prints one table; --save and --json are not for it")
+    if (given.guard or given.profile) and (given.save or given.json):
+        parser.error("one table is printed and nothing kept: --save and --json are not for it")
     measured = scale.QUICK if given.quick else scale.WHOLE
     if given.rounds:
         measured = replace(measured, rounds=given.rounds)
@@ -75,6 +80,8 @@ def main() -> None:
         run.run(is_quick=given.quick, as_json=given.json, is_saved=given.save)
     elif given.guard:
         guard.run(measured)
+    elif given.profile:
+        profiled.main(measured)
     else:
         _run(measured, as_json=given.json, is_saved=given.save)
 
@@ -86,7 +93,11 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="less data, fewer rounds")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="less data, fewer rounds, nothing that takes long to make: under three minutes",
+    )
     parser.add_argument("--rounds", type=int, help="how often each contender runs")
     parser.add_argument("--json", action="store_true", help="print figures for programs")
     parser.add_argument(
@@ -113,6 +124,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--chunk-sizes", action="store_true", help="measure what chunks of each size cost"
     )
     modes.add_argument(
+        "--profile", action="store_true", help="tell what a full backup needs the processor for"
+    )
+    modes.add_argument(
         "--guest", action="store_true", help="measure what a guest notices, with --limit-ms"
     )
     return parser
@@ -124,15 +138,18 @@ def _run(measured: Scale, *, as_json: bool, is_saved: bool) -> None:
     with scale.work_folder() as folder:
         tables = list(Suite(folder, image, measured).list_tables())
         found = goals.compare(tables)
-        found += _measure_full_disk(folder, measured.places)
-        found += absolutes.list_found(
-            scale.CACHE, folder, image, is_quick=measured.name == scale.QUICK.name
-        )
+        if measured.is_thorough:
+            found += _measure_full_disk(folder)
+        found += absolutes.list_found(scale.CACHE, folder, image, measured)
     seen = machine.describe()
     figures = {
         "machine": asdict(seen),
         "scale": asdict(measured),
-        "image": {"size": image.stat().st_size, "data": image.stat().st_blocks * units.SECTOR},
+        "image": {
+            "size": image.stat().st_size,
+            "data": image.stat().st_blocks * units.SECTOR,
+            "made_of": content.describe_image(image),
+        },
         "goals": [one.to_json() for one in found],
         "tables": [table.to_json() for table in tables],
     }
@@ -155,16 +172,21 @@ def _describe(image: Path, measured: Scale) -> str:
     found = image.stat()
     return (
         f"raw ext4 image of {units.format_size(found.st_size)} with "
-        f"{units.format_size(found.st_blocks * units.SECTOR)} of data, warm cache, "
+        f"{units.format_size(found.st_blocks * units.SECTOR)} of data, "
+        f"{content.describe_image(image)}, warm cache, "
         f"{measured.rounds} rounds in alternation, medians"
     )
 
 
-def _measure_full_disk(folder: Path, places: int) -> list[Found]:
+def _measure_full_disk(folder: Path) -> list[Found]:
     """Compare what incrementals of a full disk put: the changes in 100 GiB, and all over it."""
     narrow, wide = (
         metadata.measure(
-            scale.CACHE, folder, places=places, within=within, chunks=absolutes.INDEX_CHUNKS
+            scale.CACHE,
+            folder,
+            places=scale.WHOLE.places,  # fewer: the nodes above leaves would weigh too much
+            within=within,
+            chunks=absolutes.INDEX_CHUNKS,
         )
         for within in WIDE_BYTES
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import catalog, contenders, estate, millions
 from benchmarks.catalog import Question, Timing, as_a_hub_runs
 from benchmarks.report import Found
+from benchmarks.scale import Scale
 from demo.golang import CannotFetch
 from demo.vcenter.lab import Vcenter
 from sendense.connectors import certificate
@@ -25,8 +26,11 @@ DISCOVERY_SECONDS_MAX = 3.0
 ROUNDS = 3
 
 
-def list_found(cache: Path, work: Path, image: Path, *, is_quick: bool) -> Iterator[Found]:
-    """Measure and yield one after the other; those whose programs cannot be had are left out."""
+def list_found(cache: Path, work: Path, image: Path, measured: Scale) -> Iterator[Found]:
+    """Measure and yield one after the other; those whose programs cannot be had are left out.
+
+    A run that is not thorough leaves lists and discovery out.
+    """
     memory = anonymous_bytes(cache, work, image, chunks=INDEX_CHUNKS)
     yield Found(
         f"RssAnon of a worker, {INDEX_CHUNKS:,} chunks in the index",
@@ -36,8 +40,9 @@ def list_found(cache: Path, work: Path, image: Path, *, is_quick: bool) -> Itera
         is_cost=True,
         unit="MB",
     )
-    rounds = catalog.ROUNDS // 2 if is_quick else catalog.ROUNDS
-    question, timing = slowest_list(backups=estate.BACKUPS, rounds=rounds)
+    if not measured.is_thorough:
+        return
+    question, timing = slowest_list(backups=estate.BACKUPS)
     asked = question.name.removeprefix("backups: ")
     yield Found(
         f"list of {estate.BACKUPS:,} backups in SQLite, p95, slowest by {asked}",
@@ -67,11 +72,11 @@ def anonymous_bytes(cache: Path, work: Path, image: Path, *, chunks: int) -> int
     return found.memory
 
 
-def slowest_list(*, backups: int, rounds: int) -> tuple[Question, Timing]:
+def slowest_list(*, backups: int) -> tuple[Question, Timing]:
     """Return the question for a list of backups that takes longest at the 95th percentile."""
     with catalog.built(backups) as (opened, known), as_a_hub_runs():
         timed = [
-            (question, catalog.measure(opened, question, rounds=rounds))
+            (question, catalog.measure(opened, question))
             for question in catalog.list_questions(known)
             if question.name.startswith("backups")
         ]

@@ -157,4 +157,4 @@ def limit(name: str, *arguments: str) -> Contender:
         told = json.loads(done.stdout)
         return Figures(told["seconds"], told["cpu"], 0, {"bytes_read": told["bytes_read"]})
 
-    return Contender(f"limit: {name}", "python -m benchmarks.limit", run)
+    return Contender(f"limit: {name}", " ".join(["python -m benchmarks.limit", *arguments]), run)

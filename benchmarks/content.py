@@ -1,71 +1,78 @@
 """Disk images with real content, made the same way every time and kept for the next run.
 
-A raw image with an ext4 file system: a copy of this machine's /usr in alphabetical order up to a
-given size, and as much free space again. File system ids and times are fixed.
+A raw image with an ext4 file system: Debian packages (see packages.py) up to a given size, and as
+much free space again. File system ids and times are fixed.
 """
 
+import hashlib
 import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from benchmarks import packages
 from sendense.core import units
 from sendense.repository import chunk
 
-SOURCE = Path("/usr")
-FILE_BYTES_MAX = 64 * units.MIB  # one huge file would be most of a small image
-FILES_MAX = 200_000
 UUID = "5e4d0000-0000-4000-8000-000000000001"
 CHANGE_BYTES = 64 * units.KIB
 CHUNK_BYTES = chunk.SIZE_DEFAULT
-MARK = "v2"  # changes when the recipe does, so that old images are not taken for new ones
+NOISE, ZEROS, ONE_BYTE = "noise", "zeros, written", "one byte in each chunk"
+MARK = "v3"  # changes when the recipe does, so that old images are not taken for new ones
 
 
 def make_image(folder: Path, *, content_bytes: int) -> Path:
-    """Return an image with about that much real data, half of it free; made once."""
+    """Return an image with about that much real data, half of it free.
+
+    Made once for each size, and again only where it was removed. What it was made of, names and
+    versions, lies beside it.
+    """
     path = folder / f"real-{content_bytes // units.MIB}-{MARK}.raw"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    chosen = packages.choose(bytes_max=content_bytes)
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    copy_tree(SOURCE, tree, bytes_max=content_bytes)
+    packages.unpack(chosen, tree)
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     command = ["mkfs.ext4", "-q", "-F", "-U", UUID, "-E", f"hash_seed={UUID},nodiscard"]
     command += ["-d", str(tree), str(partial), f"{2 * content_bytes // units.KIB}k"]
     environment = {**os.environ, "E2FSPROGS_FAKE_TIME": "1700000000"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    _list_of(path).write_text("".join(f"{one.name} {one.version}\n" for one in chosen))
     partial.rename(path)
     shutil.rmtree(tree)
     return path
 
 
-def copy_tree(source: Path, target: Path, *, bytes_max: int) -> None:
-    """Copy regular files in alphabetical order until the size is reached."""
-    copied = 0
-    for number, path in enumerate(list_files(source)):
-        size = path.stat().st_size
-        if copied + size > bytes_max or number >= FILES_MAX:
-            return
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
-        copied += size
+def describe_image(path: Path) -> str:
+    """Return what an image of `make_image` was made of, in a few words."""
+    listed = _list_of(path).read_bytes()
+    digest = hashlib.sha256(listed).hexdigest()[:8]
+    return f"{len(listed.splitlines())} Debian packages ({digest})"
 
 
-def list_files(folder: Path) -> Iterator[Path]:
-    """Yield readable regular files below a folder, in order, without following links."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent) / name
-            regular = path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
-            if regular and 0 < path.stat().st_size <= FILE_BYTES_MAX:
-                yield path
+def _list_of(path: Path) -> Path:
+    return path.with_suffix(".packages")
+
+
+def make_extreme(path: Path, kind: str, *, size: int) -> None:
+    """Make a disk of which every byte is written, with one of the three kinds of content."""
+    chooser = random.Random(kind)
+    with path.open("wb") as disk:
+        for _ in range(size // CHUNK_BYTES):
+            data = bytearray(CHUNK_BYTES)
+            if kind == NOISE:
+                data[:] = chooser.randbytes(CHUNK_BYTES)
+            elif kind == ONE_BYTE:
+                data[chooser.randrange(CHUNK_BYTES)] = chooser.randrange(1, 256)
+            disk.write(data)
+        disk.flush()
+        os.fsync(disk.fileno())
 
 
 def make_wide(path: Path, image: Path, *, size: int, places: int, seed: int) -> None:

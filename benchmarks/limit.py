@@ -21,13 +21,13 @@ from pathlib import Path
 import blake3
 import zstandard
 
-from sendense.core import extent, units
+from sendense.core import extent
 from sendense.core.extent import Extent
+from sendense.engine.stages import REQUEST_BYTES
 from sendense.nbd.address import Address
 from sendense.nbd.client import Client
 from sendense.repository import chunk
 
-REQUEST_BYTES = units.MIB
 REQUESTS_IN_FLIGHT = 8
 CHUNK_BYTES = chunk.SIZE_DEFAULT
 LEVEL = 1
@@ -142,9 +142,8 @@ def main() -> None:
     read = works[action](*(Path(path) for path in paths))
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "bytes_read": read})
-    )
+    cpu = used.ru_utime + used.ru_stime
+    print(json.dumps({"began": started, "seconds": seconds, "cpu": cpu, "bytes_read": read}))
 
 
 if __name__ == "__main__":

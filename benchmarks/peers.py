@@ -210,10 +210,10 @@ class Benji(Peer):
         return [*command, "--log-level", "WARNING", *arguments]
 
 
-def list_installed(folder: Path) -> list[Peer]:
-    """Return the programs that are here."""
+def list_installed(folder: Path, *, with_benji: bool) -> list[Peer]:
+    """Return the programs that are here; Benji is installed where it is wanted."""
     found: list[Peer] = [kind(folder) for kind in (Restic, Borg) if shutil.which(kind.name)]
-    return [*found, Benji(folder)] if _install_benji() else found
+    return [*found, Benji(folder)] if with_benji and _install_benji() else found
 
 
 def _install_benji() -> bool:

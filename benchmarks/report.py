@@ -1,14 +1,15 @@
 """Turns runs into medians, spreads and ratios."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks import scale
 from benchmarks.contenders import Figures
 from sendense.core import units
 
+FOLDERS = re.compile(r"(?<![^\s=:])/(?:[\w.-]+/)+")  # absolute ones, differing from run to run
 RATIO_SMALL = 0.1  # below, two decimals say too little
 
 
@@ -25,11 +26,16 @@ class Row:
         """The median of the wall times."""
         return statistics.median(run.seconds for run in self.runs)
 
+    @property
+    def command(self) -> str:
+        """What was run, without the folders of this machine."""
+        return FOLDERS.sub("", self.shown)
+
     def to_json(self) -> dict[str, Any]:
         """Return the row for programs."""
         return {
             "name": self.name,
-            "command": self.shown.replace(f"{scale.ROOT}/", ""),
+            "command": self.command,
             "seconds": [round(run.seconds, 3) for run in self.runs],
             "seconds_median": round(self.seconds, 3),
             "cpu_median": round(statistics.median(run.cpu for run in self.runs), 3),
@@ -72,7 +78,8 @@ class Table:
                 f"| {_size(counted, 'bytes_stored')} "
                 f"| {units.format_size(memory) if memory else ''} |"
             )
-        return [*lines, ""]
+        commands = (f"- {row.name}: `{row.command}`" for row in self.rows if row.name != self.ours)
+        return [*lines, "", f"- {self.ours}: {self.find(self.ours).shown}", *commands, ""]
 
     def to_json(self) -> dict[str, Any]:
         """Return the table for programs."""

@@ -18,6 +18,8 @@ LIMIT_FULL = "read, hash, zstd-1"
 LIMIT_VERIFY = "unzstd, hash"
 FULL, AGAIN, RESTORE, VERIFY = "full", "again", "restore", "verify"
 PLOTTED = (FULL, AGAIN, RESTORE, VERIFY)
+EXTREME_BYTES = units.GIB
+EXTREMES = (content.NOISE, content.ZEROS, content.ONE_BYTE)
 WIDE_BYTES = (100 * units.GIB, units.TIB)
 INCREMENTALS = tuple(f"incremental of {units.format_size(size)}" for size in WIDE_BYTES)
 CONVERT = ["qemu-img", "convert", "-W", "-m", "16", "-t", "writeback"]
@@ -39,12 +41,14 @@ class Suite:
         self._image = image
         self._rounds = measured.rounds
         self._places = measured.places
+        self._is_thorough = measured.is_thorough and not wanted
         self._wanted = wanted
         self._repository = folder / "repository"
         self._restored = folder / "restored.raw"
         self._packed = folder / "qemu.qcow2"
         self._back = folder / "back.raw"
-        self._peers = [] if wanted else peers.list_installed(folder)
+        with_benji = measured.is_thorough
+        self._peers = [] if wanted else peers.list_installed(folder, with_benji=with_benji)
         self._backups = 0
 
     def list_tables(self) -> Iterator[Table]:
@@ -93,8 +97,29 @@ class Suite:
             ],
         )
         contenders.remove(stored, self._repository, *(peer.repository for peer in self._peers))
+        for kind in EXTREMES if self._is_thorough else ():
+            yield self._measure_extreme(kind)
         for key, size in zip(INCREMENTALS, WIDE_BYTES, strict=True):
             yield self.measure_wide(key, size)
+
+    def _measure_extreme(self, kind: str) -> Table:
+        """Compare full backups of an artificial disk."""
+        image = self._folder / "extreme.raw"
+        content.make_extreme(image, kind, size=EXTREME_BYTES)
+        with contenders.served(image) as socket:
+            table = self._measure(
+                kind,
+                f"Full backup of {units.format_size(EXTREME_BYTES)}: {kind}",
+                [
+                    self._full(socket),
+                    contenders.limit(LIMIT_FULL, "compress", str(socket)),
+                    contenders.to_null(socket),
+                    *(peer.full(image) for peer in self._peers),
+                ],
+            )
+        places = (self._repository, *(peer.repository for peer in self._peers))
+        contenders.remove(image, *places)
+        return table
 
     def measure_wide(self, key: str, size: int) -> Table:
         """Compare an incremental of scattered places in a wide disk with the chunks they touch."""

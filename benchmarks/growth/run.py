@@ -90,7 +90,7 @@ def list_series(work: Path, amounts: Amounts) -> Iterator[Series]:
     rounds = amounts.rounds
     image = content.make_image(scale.CACHE, content_bytes=CONTENT_BYTES)
     _note("size of a disk")
-    sized = Scale("growth", CONTENT_BYTES, amounts.disk_places, rounds)
+    sized = Scale("growth", CONTENT_BYTES, amounts.disk_places, rounds, is_thorough=False)
     yield from disk.measure(work, image, sized, amounts.disk_bytes)
     _note("backups in a repository")
     yield from backups.measure(work, amounts.backups, rounds=max(rounds, 3))
