@@ -13,10 +13,10 @@ default:
 setup:
     @echo "ready: .venv holds $(.venv/bin/python --version) and the locked packages"
 
-# Format, lint, types, layers and fast tests; under two minutes
+# Format, lint, types, layers and fast tests; a few minutes
 [no-exit-message]
 check *arguments: _static
-    pytest -m "not guest and not slow" tests/test_tidy.py tests/test_docs.py tests/test_dev.py tests/unit tests/property "$@"
+    pytest --numprocesses 2 --dist loadfile -m "not guest and not slow" tests/test_tidy.py tests/test_docs.py tests/test_dev.py tests/unit tests/property "$@"
 
 # Everything CI runs; arguments go to pytest (`--long` runs the same suites deeper)
 [no-exit-message]
