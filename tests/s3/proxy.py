@@ -22,6 +22,7 @@ class Fault(StrEnum):
     FULL = "507"
     BROKEN = "501"
     LOST = "done, and the connection breaks before the answer"
+    LATE = "the connection breaks, and it is done when the next one of its method comes"
     CUT = "the answer ends halfway"
     STALE = "a listing as it was the last time it was asked for"
 
@@ -61,6 +62,7 @@ class Proxy:
     choose: Callable[[Asked], Fault | None] = lambda _: None
     happened: Counter[Fault] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    late: dict[str, Callable[[], object]] = field(default_factory=dict)
     listings: dict[str, _Answer] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -113,6 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault is Fault.STALE:
             self._answer(self.proxy.listings.pop(self.path))
+            return
+        if late := self.proxy.late.pop(self.command, None):
+            late()
+        if fault is Fault.LATE:
+            self.proxy.late[self.command] = lambda: self._ask(body)
+            self.close_connection = True
             return
         answer = self._ask(body)
         if asked.lists:

@@ -93,8 +93,15 @@ class ObjectStorage:
         base.check_name(name)
         body = b"".join(base.buffers_of(data))
         mark = secrets.token_hex(MARK_BYTES)
+        is_repeated = False
 
         def put() -> None:
+            nonlocal is_repeated
+            # A store may refuse a name that is taken before it has read the body, and hang up,
+            # which looks like a broken connection however often the body is sent.
+            if is_repeated and self._is_ours(name, mark):
+                return
+            is_repeated = True
             try:
                 found = obstore.put(
                     self._store,
@@ -150,16 +157,27 @@ class ObjectStorage:
         A conflict with a put or deletion in progress looks the same (S3's 409), and leaves nothing
         under the name: that raises FileNotFoundError, and `_ask` tries again.
         """
+        if self._is_ours(name, mark):
+            return
+        if (versions := self._versions()) and oldest(versions.list_of(name)):
+            # To some stores a name is free behind a delete marker, to others it is taken.
+            raise _hidden(name)
+        raise FileNotFoundError(name)
+
+    def _is_ours(self, name: str, mark: str) -> bool:
+        """Return whether an object is there that the put of this mark stored; False without any.
+
+        Raises Exists where another put's object is what counts.
+        """
         self._count("head")
         try:
             found = obstore.get(self._store, name, options={"head": True})
         except FileNotFoundError:
-            if (versions := self._versions()) and oldest(versions.list_of(name)):
-                # To some stores a name is free behind a delete marker, to others it is taken.
-                raise _hidden(name) from None
-            raise
+            return False
         if found.attributes.get(MARK) != mark:
             raise Exists(f"object {name} exists already", name=name)
+        self._require_first(name, found.meta["version"])
+        return True
 
     def get(self, name: str) -> bytes:
         """Return an object's bytes; see Storage."""

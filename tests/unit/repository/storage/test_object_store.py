@@ -30,7 +30,9 @@ from tests.s3.proxy import Fault, Proxy
 from tests.s3.server import BUCKET, Server
 
 
-@pytest.mark.parametrize("fault", [Fault.LOST, Fault.BUSY, Fault.SLOW_DOWN, Fault.CONFLICT])
+@pytest.mark.parametrize(
+    "fault", [Fault.LOST, Fault.LATE, Fault.BUSY, Fault.SLOW_DOWN, Fault.CONFLICT]
+)
 def test_a_put_whose_answer_is_lost_succeeds_once(
     behind_proxy: ObjectStorage, proxy: Proxy, fault: Fault
 ) -> None:
@@ -41,6 +43,18 @@ def test_a_put_whose_answer_is_lost_succeeds_once(
         behind_proxy.put_if_absent("a", b"first")  # the same bytes, and yet not this put
     assert behind_proxy.get("a") == b"first"
     assert proxy.happened[fault] == 2
+
+
+def test_a_large_put_whose_answer_is_lost_is_not_sent_again(
+    behind_proxy: ObjectStorage, proxy: Proxy
+) -> None:
+    """The server refuses the name before it has read the body, and hangs up on who sends it."""
+    large = bytes(16 << 20)
+    proxy.fail(Fault.LOST, method="PUT")
+    behind_proxy.put_if_absent("a", large)
+    assert behind_proxy.requests == {"put": 2, "retry": 1, "head": 1}
+    with pytest.raises(Exists):
+        behind_proxy.put_if_absent("a", large)
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.LOST])

@@ -22,7 +22,7 @@ from sendense.repository.gc import run
 from sendense.repository.storage import locations, object_errors, s3_versions
 from sendense.repository.storage.base import Storage
 from sendense.repository.storage.locks import LockMode, Locks
-from sendense.repository.storage.object_store import ObjectStorage
+from sendense.repository.storage.object_store import MARK, ObjectStorage
 from sendense.repository.storage.s3_versions import S3Versions, Version
 from tests import gc_kit
 from tests import repository_kit as kit
@@ -225,6 +225,18 @@ def test_a_store_to_which_a_hidden_name_is_free_is_told_apart(storage: Storage) 
     storage.put_if_absent("a", b"original")
     with pytest.raises(Exists):
         storage._require_first("a", "a-newer-version")
+
+
+def test_a_put_over_a_hidden_name_whose_answer_is_lost_is_told_apart(
+    storage: Storage, attacker: Attacker
+) -> None:
+    """Its mark is what a look finds, and yet the older version counts."""
+    assert isinstance(storage, ObjectStorage)
+    storage.put_if_absent("a", b"original")
+    attacker.hide("a")
+    attacker.client.put_object(**attacker.key("a"), Body=b"mine", Metadata={MARK: "of-mine"})
+    with pytest.raises(Exists):
+        storage._is_ours("a", "of-mine")
 
 
 def test_a_name_of_which_only_a_marker_is_left_is_none(
