@@ -22,14 +22,15 @@ from benchmarks.scale import Scale
 from benchmarks.suite import AGAIN, FULL, INCREMENTALS, OURS, RESTORE, VERIFY, Suite
 
 LOSS_MAX = 0.15  # above what the medians of a quiet machine vary
-LIMIT_FULL = (FULL, f"limit: {suite.LIMIT_FULL}")
-LIMIT_VERIFY = (VERIFY, f"limit: {suite.LIMIT_VERIFY}")
-LIMITS = {  # in which table the limit of a figure is, and its name
-    FULL: LIMIT_FULL,
-    AGAIN: LIMIT_FULL,
-    RESTORE: LIMIT_VERIFY,
-    VERIFY: LIMIT_VERIFY,
-    **{key: (key, f"limit: {suite.LIMIT_FULL}") for key in INCREMENTALS},
+LIMITS = {  # of each figure, by name; it runs in alternation with what it is the limit of
+    figure: f"limit: {limit}"
+    for figure, limit in {
+        FULL: suite.LIMIT_FULL,
+        AGAIN: suite.LIMIT_AGAIN,
+        RESTORE: suite.LIMIT_VERIFY,
+        VERIFY: suite.LIMIT_VERIFY,
+        **dict.fromkeys(INCREMENTALS, suite.LIMIT_FULL),
+    }.items()
 }
 
 
@@ -55,30 +56,23 @@ class Verdict:
         """Return a row of a Markdown table."""
         told = "**slower**" if self.lost else "held"
         ratios = f"{self.committed:.2f}x | {self.fresh:.2f}x"
-        return (
-            f"| {self.figure} | {LIMITS[self.figure][1]} | {ratios} | {self.change:+.0%} | {told} |"
-        )
+        return f"| {self.figure} | {LIMITS[self.figure]} | {ratios} | {self.change:+.0%} | {told} |"
 
 
 def list_ratios(tables: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return for each figure of tables (as `Table.to_json` tells them) the limit's time by ours.
 
-    Where both are of one table it is the median of the rounds' ratios: the two that ran one after
-    the other had the same machine, whatever else ran on it in other rounds. Else it is the ratio of
-    the medians.
+    It is the median of the rounds' ratios: the two that ran one after the other had the same
+    machine, whatever else ran on it in other rounds.
     """
     seconds = {
         (table["key"], row["name"]): row["seconds"] for table in tables for row in table["rows"]
     }
     ratios = {}
     for figure, limit in LIMITS.items():
-        if limit in seconds and (figure, OURS) in seconds:
-            others, ours = seconds[limit], seconds[figure, OURS]
-            if limit[0] == figure:
-                pairs = zip(others, ours, strict=True)
-                ratios[figure] = statistics.median(other / one for other, one in pairs)
-            else:
-                ratios[figure] = statistics.median(others) / statistics.median(ours)
+        if (figure, limit) in seconds and (figure, OURS) in seconds:
+            pairs = zip(seconds[figure, limit], seconds[figure, OURS], strict=True)
+            ratios[figure] = statistics.median(other / one for other, one in pairs)
     return ratios
 
 
@@ -93,7 +87,7 @@ def compare(committed: Mapping[str, float], fresh: Mapping[str, float]) -> list[
 
 def is_wanted(table: str, contender: str) -> bool:
     """Return whether a contender has to run."""
-    return contender == OURS or (table, contender) in LIMITS.values()
+    return contender in {OURS, LIMITS.get(table)}
 
 
 def run(measured: Scale) -> None:

@@ -1,6 +1,7 @@
 """The limits: what every core can do at most with the same data, writing nothing.
 
     python -m benchmarks.limit compress SOCKET [CHANGES]   read over NBD, hash, compress
+    python -m benchmarks.limit hash SOCKET                 read over NBD, hash
     python -m benchmarks.limit store SOCKET FILE           prepares the next; not a limit
     python -m benchmarks.limit decompress FILE             read, decompress, hash
 
@@ -40,6 +41,13 @@ def read_hash_compress(socket: Path, changes: Path | None = None) -> int:
     address = Address(socket_path=str(socket))
     requests = list(_list_requests(address, changes))
     return _on_all_cores(lambda core, cores: _compress(address, requests[core::cores]))
+
+
+def read_hash(socket: Path) -> int:
+    """Return the bytes read of all that is allocated."""
+    address = Address(socket_path=str(socket))
+    requests = list(_list_requests(address, None))
+    return _on_all_cores(lambda core, cores: _hash(address, requests[core::cores], lambda _: None))
 
 
 def store(socket: Path, target: Path) -> int:
@@ -97,13 +105,18 @@ def _on_all_cores(work: Callable[[int, int], int]) -> int:
 
 
 def _compress(address: Address, requests: Sequence[Place]) -> int:
-    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    return _hash(address, requests, zstandard.ZstdCompressor(level=LEVEL).compress)
+
+
+def _hash(
+    address: Address, requests: Sequence[Place], and_then: Callable[[memoryview], object]
+) -> int:
     read = 0
     with Client.connect(address) as client:
         for _, data in client.read_many(requests, depth=REQUESTS_IN_FLIGHT):
             for piece in _chunks(data):
                 blake3.blake3(piece).digest()
-                compressor.compress(piece)
+                and_then(piece)
             read += len(data)
     return read
 
@@ -135,6 +148,7 @@ def main() -> None:
     action, *paths = sys.argv[1:]
     works: dict[str, Callable[..., int]] = {
         "compress": read_hash_compress,
+        "hash": read_hash,
         "store": store,
         "decompress": decompress_hash,
     }

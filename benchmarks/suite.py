@@ -15,6 +15,7 @@ from sendense.core import units
 
 OURS = "Sendense"
 LIMIT_FULL = "read, hash, zstd-1"
+LIMIT_AGAIN = "read, hash"
 LIMIT_VERIFY = "unzstd, hash"
 FULL, AGAIN, RESTORE, VERIFY = "full", "again", "restore", "verify"
 PLOTTED = (FULL, AGAIN, RESTORE, VERIFY)
@@ -69,6 +70,7 @@ class Suite:
                 "The same disk again, unchanged, without change tracking",
                 [
                     self._again(socket),
+                    contenders.limit(LIMIT_AGAIN, "hash", str(socket)),
                     contenders.to_null(socket),
                     *(peer.again(self._image) for peer in self._peers),
                 ],
@@ -79,6 +81,7 @@ class Suite:
             "Restore to a raw file",
             [
                 self._restore("first"),
+                contenders.limit(LIMIT_VERIFY, "decompress", str(stored)),
                 self._convert("qemu-img from raw", "raw", self._image),
                 self._convert("qemu-img from qcow2, zstd", "qcow2", self._packed),
                 *(peer.restore() for peer in self._peers),
