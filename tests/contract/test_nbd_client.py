@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -311,10 +312,10 @@ def test_a_server_of_a_limited_rate_is_read_to_the_end(tmp_path: Path) -> None:
 
 def test_a_slow_server_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
     path = make_image(tmp_path, b"x" * 4096)
-    with nbdkit(tmp_path, "--filter=delay", "file", str(path), "rdelay=1") as address:
+    with nbdkit(tmp_path, "--filter=delay", "file", str(path), "rdelay=3") as address:
         with Client.connect(address, timeout_seconds=WAIT_SECONDS) as client:
             assert bytes(client.read(0, 4096)) == b"x" * 4096
-        impatient = Client.connect(address, timeout_seconds=0.2)
+        impatient = Client.connect(address, timeout_seconds=1.0)
         with impatient, pytest.raises(Unavailable) as caught:
             impatient.read(0, 4096)
     assert caught.value.kind == "nbd-lost"
@@ -395,7 +396,8 @@ def test_an_encrypted_connection_is_trusted_only_with_the_right_certificate(
         pytest.skip("openssl makes the certificate of this test")
     make_certificate(tmp_path)
     path = make_image(tmp_path, b"x" * 512)
-    port = 20000 + os.getpid() % 20000
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     command = ["nbdkit", "--foreground", "--exit-with-parent", "--port", str(port)]
     command += ["--ipaddr", "127.0.0.1", "--tls=require", f"--tls-certificates={tmp_path}"]
     server = subprocess.Popen([*command, "file", str(path)])

@@ -9,8 +9,6 @@ piece of work takes more CPU time than on an idle machine (caches and the other 
 shared too), and the best of some rounds counts.
 """
 
-import json
-import time
 from collections.abc import Callable
 
 import pytest
@@ -19,23 +17,11 @@ from benchmarks import catalog as questions
 from benchmarks import estate
 from sendense.db import schema
 from sendense.db.catalog import Catalog
+from tests import slowness
 
 ROUNDS_MAX = 4
 REQUESTS = 20  # in one round: its 95th percentile is the second slowest
 FEWER = 10_000
-PROBE_SECONDS = 0.003  # what _probe takes on an idle core of two
-_DOCUMENT = [{"name": f"backup {number}", "bytes": number} for number in range(100)]
-
-
-def _probe() -> float:
-    """Return how much longer than alone the machine takes for the same work; at least 1."""
-    best = float("inf")
-    for _ in range(3):
-        began = time.thread_time()
-        for _ in range(45):
-            json.loads(json.dumps(_DOCUMENT))
-        best = min(best, time.thread_time() - began)
-    return max(1.0, best / PROBE_SECONDS)
 
 
 def _measure(
@@ -45,7 +31,7 @@ def _measure(
     found = []
     for _ in range(ROUNDS_MAX):
         p95 = questions.measure(catalog, question, rounds=REQUESTS).p95
-        found.append((p95, limit * _probe()))
+        found.append((p95, limit * slowness.factor()))
         if p95 <= found[-1][1]:
             break
     return min(found, key=lambda one: one[0] / one[1])

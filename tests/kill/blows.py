@@ -66,6 +66,8 @@ def nap_worker(rig: BaseRig, started: Started, dice: random.Random) -> None:
 
 def kill_hub(rig: Rig, started: Started, _dice: random.Random) -> None:
     """Kill the hub: its worker goes on, and the next hub finds it."""
+    # One that has just begun holds no file yet; one whose hub was killed before may have ended.
+    wait_for(lambda: rig.has_owner(started.job_id), "a worker that has the job", RESUME_SECONDS_MAX)
     before = set(rig.list_workers().values())
     since = time.time()
     rig.kill_hub()

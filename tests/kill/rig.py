@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -200,11 +201,18 @@ class BaseRig(abc.ABC):
 
     def find_owner(self, job_id: str) -> int:
         """Return the process that runs a job, or that may be about to."""
+        workers = self.list_workers()
+        return workers.get(self._executor_of(job_id)) or min(workers.values())
+
+    def has_owner(self, job_id: str) -> bool:
+        """Whether the worker that runs a job exists, or the job has ended."""
+        return self._executor_of(job_id) in self.list_workers() or self.is_over(job_id)
+
+    def _executor_of(self, job_id: str) -> str:
         with contextlib.closing(self._open_engine()) as engine:
             query = "select executor_id from workflow_status where workflow_uuid = ?"
             row = engine.execute(query, (job_id,)).fetchone()
-        workers = self.list_workers()
-        return workers.get(row[0] if row else "") or min(workers.values())
+        return str(row[0]) if row else ""
 
     def _open_engine(self) -> sqlite3.Connection:
         path = self.folder / "hub/data/engine.sqlite"
@@ -298,13 +306,16 @@ class BaseRig(abc.ABC):
         job = self.hub.get(f"/jobs/{job_id}")
         return left == 0 and job["status"] in {"completed", "failed", "cancelled"}
 
-    def settle(self, started: Started, *, repeats: int = 0) -> dict[str, Any]:
+    def settle(self, started: Started, *, repeats: int = 0, kills: int = 0) -> dict[str, Any]:
         """Wait for a job's end, assert that nothing is left behind, and return its backup.
 
-        `repeats`: how many steps may have been done twice, since their worker was killed.
+        Args:
+            started: the job.
+            repeats: how many steps may have been done twice, since their worker was killed.
+            kills: how many workers were killed; as many as `repeats` unless it is more.
         """
         wait_for(lambda: self.is_over(started.job_id), f"the end of {started.job_id}")
-        self.assert_run_once(started, repeats)
+        self.assert_run_once(started, repeats, max(kills, repeats))
         self.assert_nothing_left()
         backup = dict(self.hub.get(f"/backups/{started.backup_id}"))
         if backup["status"] == "completed":
@@ -316,7 +327,7 @@ class BaseRig(abc.ABC):
             assert job["error"]["message"], job
         return backup
 
-    def assert_run_once(self, started: Started, repeats: int) -> None:
+    def assert_run_once(self, started: Started, repeats: int, kills: int) -> None:
         """Assert one commit, one outcome, one completed row, and no step done twice."""
         job = self.hub.get(f"/jobs/{started.job_id}")
         backup = self.hub.get(f"/backups/{started.backup_id}")
@@ -327,8 +338,11 @@ class BaseRig(abc.ABC):
             [started.backup_id] if job["status"] == "completed" else []
         ), (job, manifests)
         done = [one for one in self.journal_of(started.job_id) if one.when == "after"]
-        places = {(one.step, one.workflow_id) for one in done}
-        assert len(done) <= len(places) + repeats, done
+        again = {place: count - 1 for place, count in Counter(map(_place, done)).items()}
+        # A transfer runs beside other steps, and each kill may come between its end and the note.
+        beside = {place: again.pop(place) for place in [*again] if place[0].startswith("transfer")}
+        assert sum(again.values()) <= repeats, done
+        assert max(beside.values(), default=0) <= kills, done
 
     def assert_restores(self, kept: Kept) -> None:
         """Assert that a backup's raw disk reads back bit for bit."""
@@ -516,3 +530,7 @@ def is_running(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def _place(one: stops.Entry) -> tuple[str, str]:
+    return one.step, one.workflow_id

@@ -99,4 +99,4 @@ def test_the_server_of_the_tests_is_fit_for_a_repository(s3_url: str) -> None:
     assert found.failures == ()
     assert (found.rounds, found.writers) == (50, 16)
     assert storage.list_top() == []
-    assert storage.requests["retry"] == 0
+    assert storage.requests["retry"] < found.rounds  # of 800 puts that race

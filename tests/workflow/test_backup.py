@@ -1,4 +1,5 @@
 import random
+import threading
 from datetime import datetime
 
 from sendense.core.errors import Unavailable
@@ -8,6 +9,8 @@ from sendense.hub.backups.schemas import StartBackup
 from tests.workflow import world as worlds
 from tests.workflow.conftest import content
 from tests.workflow.world import World
+
+SECONDS_MAX = 60.0  # a deadline for a test that hangs, not a time it takes
 
 
 def _change(world: World, vm: str, offset: int, data: bytes) -> None:
@@ -89,13 +92,15 @@ def test_two_vms_are_backed_up_at_once(world: World) -> None:
 
 def test_a_restore_runs_beside_a_backup(world: World) -> None:
     first = world.back_up("db")
-    world.lab.bytes_per_second = 4 * 1024 * 1024
+    released = threading.Event()
+    world.spy.calls["commit"] = lambda: _assert_set(released)
     backup_id, job_id = world.start_backup("web")
     world.until(lambda: world.job(job_id).current_phase == "transferring")
 
     data = world.restore(first.id)
 
     assert world.job(job_id).status == "running"
+    released.set()
     assert data == world.lab.disk("db").read_bytes()
     assert world.wait(job_id).status == "completed"
     assert world.backup(backup_id).status == "completed"
@@ -198,3 +203,7 @@ def test_a_source_that_comes_back_costs_a_pause_not_the_backup(world: World) -> 
     backup = world.back_up("db")
 
     assert backup.status == "completed"
+
+
+def _assert_set(event: threading.Event) -> None:
+    assert event.wait(SECONDS_MAX)

@@ -126,7 +126,7 @@ def test_a_worker_whose_hub_was_killed_is_found_again_or_ends(tmp_path: Path) ->
         first.wait()
         assert worker.is_running()
         with _serve(folder) as (second, url):
-            assert _health(url)["workers_alive"] == 1
+            _until(lambda: _health(url)["workers_alive"] == 1)
             # Idle, it ends by itself; the new hub has a worker of its own then.
             _until(lambda: not worker.is_running())
             _until(lambda: bool(_workers(folder)) and _health(url)["workers_alive"] == 1)

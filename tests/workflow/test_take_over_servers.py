@@ -133,7 +133,7 @@ def test_a_worker_frozen_for_less_than_its_lease_goes_on_as_if_nothing_was(
     world.until(lambda: _owner(crew, job_id) == far.id)
 
     far.freeze()
-    threading.Event().wait(LEASE_SECONDS * 0.3)
+    threading.Event().wait(LEASE_SECONDS * 0.2)
     far.thaw()
 
     assert world.wait(job_id).attempts == 1

@@ -13,6 +13,7 @@ from sendense.engine.control import Control
 from sendense.engine.crew import Crew
 
 WAIT_SECONDS = 10  # a deadline for a test that hangs, not a time it takes
+CANCEL_SECONDS_MAX = 5.0  # below that, so it was not waited for; 1.5 on an idle machine
 
 
 class Bringer:
@@ -188,7 +189,7 @@ def test_an_error_surfaces_once_and_all_threads_end(where: str) -> None:
         crew.run(list_items(), hands, control=Control())
     assert seen == list(range(len(seen)))
     assert where == "rest" or len(seen) <= 7
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert all(lane.closed.is_set() for lane in lanes)
 
 
@@ -269,10 +270,10 @@ def test_cancelling_interrupts_a_lane_that_blocks() -> None:
     started = time.monotonic()
     with pytest.raises(Cancelled):
         work_on(3, threads=2, lanes=1, open_lane=lambda: stuck, control=control)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < CANCEL_SECONDS_MAX
     canceller.join()
     assert stuck.closed.is_set()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_cancelling_does_not_wait_for_what_cannot_be_interrupted() -> None:
@@ -292,7 +293,7 @@ def test_cancelling_does_not_wait_for_what_cannot_be_interrupted() -> None:
     started = time.monotonic()
     with pytest.raises(Cancelled):
         work_on(3, threads=1, open_lane=connect, control=control)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < CANCEL_SECONDS_MAX
     release.set()
     assert closed.wait(WAIT_SECONDS), "a lane that opens too late is closed all the same"
 

@@ -96,7 +96,7 @@ def test_a_slow_disk_keeps_a_reader_waiting_as_long_as_it_wants(
     platform.on_read = lambda _offset, _length: assert_set(released)
     with opened(platform) as view:
         try:
-            impatient = Client.connect(view.address, timeout_seconds=0.1)
+            impatient = Client.connect(view.address, timeout_seconds=1.0)
             with impatient, pytest.raises(Unavailable) as caught:
                 impatient.read(0, 512)
             assert caught.value.kind == "nbd-lost"

@@ -1,6 +1,5 @@
 """Discovery by identities: rules 3 to 7 and 17."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from sendense.connectors.vsphere.session import Session
 from sendense.connectors.vsphere.source import VsphereSource
 from sendense.core.errors import NotFound, SendenseError
 from sendense.core.units import KIB, MIB
+from tests import slowness
 from tests.unit.connectors.vsphere.conftest import OpenSource, settings_of
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -65,18 +65,15 @@ def test_a_thousand_vms_are_listed_in_three_seconds(make_vcenter: Callable[..., 
     vcenter = make_vcenter("-vms", "1000")
     pem = certificate.see("127.0.0.1", vcenter.simulator_port, pinned_pem=None).pem
     direct = replace(settings_of(vcenter), port=vcenter.simulator_port, certificate_pem=pem)
-    # Where other tests take the processors, the time that the listing has of its own counts.
-    is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1) / 2
-    clock = time.process_time if is_loaded else time.monotonic
-    seconds = []
+    found = []
     with Session(direct) as session, as_a_hub_runs():
         for _ in range(5):
-            began = clock()
+            began = time.process_time()  # other tests take the processors; see ./dev bench too
             assert len(inventory.read(session).vms) == 1000
-            seconds.append(clock() - began)
-            if seconds[-1] < 3.0:
+            found.append((time.process_time() - began, 3.0 * slowness.factor()))
+            if found[-1][0] < found[-1][1]:
                 return
-    pytest.fail(f"a listing takes {min(seconds):.1f} s at best")
+    pytest.fail(f"seconds that a listing takes, and may take: {found}")
 
 
 def test_a_renamed_vm_and_one_with_another_reference_are_the_same(

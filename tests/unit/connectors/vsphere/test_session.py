@@ -142,11 +142,11 @@ def test_a_connection_that_rested_is_not_used_again(
     is_told: bool,
 ) -> None:
     """Who is in between closes it after a while: the next question must not run into that."""
-    monkeypatch.setattr(vcenter._standin._server.RequestHandlerClass, "timeout", 0.4)
+    monkeypatch.setattr(vcenter._standin._server.RequestHandlerClass, "timeout", 1.5)
     monkeypatch.setattr(sessions, "REST_SECONDS_MAX", rest_seconds_max)
     session = open_session()
     properties.read(session, vim.Datacenter, None, ["name"], doing="look")
-    time.sleep(1.0)
+    time.sleep(4.0)
     if is_told:
         assert properties.read(session, vim.Datacenter, None, ["name"], doing="look").values
         return

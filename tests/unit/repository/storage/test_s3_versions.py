@@ -150,7 +150,7 @@ def test_a_lock_of_somebody_else_is_told_from_a_missing_right(
 
 def test_a_lock_that_is_over_is_no_lock(storage: Storage, attacker: Attacker) -> None:
     storage.put_if_absent("short", b"data")
-    until = datetime.now(UTC) + timedelta(seconds=2)
+    until = datetime.now(UTC) + timedelta(seconds=5)
     _lock(storage, "short", until)
     with pytest.raises(Denied):
         storage.delete("short")
