@@ -59,7 +59,7 @@ def translate(
     if _NO_BUCKET.search(text):
         return _no_bucket(), False
     if isinstance(error, FileNotFoundError):
-        # A put looks for an object only where its name was taken a moment ago; now it is free.
+        # A put's name was taken a moment ago and is free now, or a listing does not show it yet.
         again = kind == "put"
         return missing(name), again
     if _NO_CREDENTIALS.search(text):

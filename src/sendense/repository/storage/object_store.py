@@ -102,6 +102,7 @@ class ObjectStorage:
             if is_repeated and self._is_ours(name, mark):
                 return
             is_repeated = True
+            self._count("put")
             try:
                 found = obstore.put(
                     self._store,
@@ -112,19 +113,25 @@ class ObjectStorage:
                     attributes={MARK: mark},
                 )
             except (AlreadyExistsError, PreconditionError):
-                self._require_ours(name, mark)
+                # A conflict with a put or deletion in progress looks the same (S3's 409), and
+                # leaves nothing under the name: then it is worth another try.
+                if not self._is_ours(name, mark):
+                    raise FileNotFoundError(name) from None
             else:
                 self._require_first(name, found["version"])
 
-        self._ask("put", name, put)
+        self._ask("put", name, put, is_counted=False)
 
     def _require_first(self, name: str, version: str | None) -> None:
         """Raise Exists where a put went over a marker that hides an object: that one counts."""
         self._note_version(version)
         if version is None or not (versions := self._versions()):
             return
-        if versions.get_oldest(name).id != version:
-            raise _hidden(name)
+        counted = oldest(versions.list_of(name))
+        if counted is None:  # a listing that comes late
+            raise FileNotFoundError(name)
+        if counted.id != version:
+            raise Exists(f"object {name} exists already, behind a delete marker", name=name)
 
     def _note_version(self, version: str | None) -> None:
         """Learn from an answer whether the bucket keeps versions."""
@@ -151,32 +158,24 @@ class ObjectStorage:
             options["version"] = self._counted[name]
             return self._ask("get", name, lambda: call(options), **asked)
 
-    def _require_ours(self, name: str, mark: str) -> None:
-        """Return where a put that found its name taken took it itself; else raise Exists.
-
-        A conflict with a put or deletion in progress looks the same (S3's 409), and leaves nothing
-        under the name: that raises FileNotFoundError, and `_ask` tries again.
-        """
-        if self._is_ours(name, mark):
-            return
-        if (versions := self._versions()) and oldest(versions.list_of(name)):
-            # To some stores a name is free behind a delete marker, to others it is taken.
-            raise _hidden(name)
-        raise FileNotFoundError(name)
-
     def _is_ours(self, name: str, mark: str) -> bool:
-        """Return whether an object is there that the put of this mark stored; False without any.
+        """Return whether the object that counts is what the put of this mark stored.
 
-        Raises Exists where another put's object is what counts.
+        False where there is none; raises Exists where it is another put's.
         """
+        options: GetOptions = {"head": True}
+        if versions := self._versions():  # what hides it, or lies over it, does not count
+            counted = oldest(versions.list_of(name))
+            if counted is None:
+                return False
+            options["version"] = counted.id
         self._count("head")
         try:
-            found = obstore.get(self._store, name, options={"head": True})
+            found = obstore.get(self._store, name, options=options)
         except FileNotFoundError:
             return False
         if found.attributes.get(MARK) != mark:
             raise Exists(f"object {name} exists already", name=name)
-        self._require_first(name, found.meta["version"])
         return True
 
     def get(self, name: str) -> bytes:
@@ -341,7 +340,15 @@ class ObjectStorage:
     def close(self) -> None:
         """Do nothing: the library ends its connections when they are idle."""
 
-    def _ask(self, kind: str, name: str, call: Callable[[], T], *, end: int | None = None) -> T:
+    def _ask(
+        self,
+        kind: str,
+        name: str,
+        call: Callable[[], T],
+        *,
+        end: int | None = None,
+        is_counted: bool = True,
+    ) -> T:
         """Make a request, again where that may help; raise the last try's error of ours.
 
         Args:
@@ -349,11 +356,13 @@ class ObjectStorage:
             name: what it is about.
             call: makes one try.
             end: where the range ends that is asked for.
+            is_counted: whether each try is one request of the kind; else the call counts its own.
         """
         last = time.monotonic() + self._limits.seconds
         number = 1
         while True:
-            self._count(kind)
+            if is_counted:
+                self._count(kind)
             try:
                 with self._slots:
                     return call()
@@ -376,10 +385,6 @@ class ObjectStorage:
     def _count(self, kind: str) -> None:
         with self._lock:
             self.requests[kind] += 1
-
-
-def _hidden(name: str) -> Exists:
-    return Exists(f"object {name} exists already, behind a delete marker", name=name)
 
 
 class _Listing:

@@ -52,7 +52,7 @@ def test_a_large_put_whose_answer_is_lost_is_not_sent_again(
     large = bytes(16 << 20)
     proxy.fail(Fault.LOST, method="PUT")
     behind_proxy.put_if_absent("a", large)
-    assert behind_proxy.requests == {"put": 2, "retry": 1, "head": 1}
+    assert behind_proxy.requests == {"put": 1, "retry": 1, "head": 1}
     with pytest.raises(Exists):
         behind_proxy.put_if_absent("a", large)
 

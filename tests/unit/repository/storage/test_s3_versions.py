@@ -227,16 +227,26 @@ def test_a_store_to_which_a_hidden_name_is_free_is_told_apart(storage: Storage) 
         storage._require_first("a", "a-newer-version")
 
 
-def test_a_put_over_a_hidden_name_whose_answer_is_lost_is_told_apart(
+def test_what_somebody_puts_over_an_object_tells_nothing_of_whose_it_is(
     storage: Storage, attacker: Attacker
 ) -> None:
-    """Its mark is what a look finds, and yet the older version counts."""
+    """The oldest version counts, whatever lies over it: a put knows it by its mark."""
+    assert isinstance(storage, ObjectStorage)
+    assert not storage._is_ours("a", "of-ours")
+    attacker.client.put_object(**attacker.key("a"), Body=b"ours", Metadata={MARK: "of-ours"})
+    attacker.hide("a")
+    assert storage._is_ours("a", "of-ours")
+    attacker.client.put_object(**attacker.key("a"), Body=b"later", Metadata={MARK: "of-another"})
+    assert storage._is_ours("a", "of-ours")
+    with pytest.raises(Exists):
+        storage._is_ours("a", "of-another")
+
+
+def test_a_put_that_no_listing_shows_yet_is_worth_another_try(storage: Storage) -> None:
     assert isinstance(storage, ObjectStorage)
     storage.put_if_absent("a", b"original")
-    attacker.hide("a")
-    attacker.client.put_object(**attacker.key("a"), Body=b"mine", Metadata={MARK: "of-mine"})
-    with pytest.raises(Exists):
-        storage._is_ours("a", "of-mine")
+    with pytest.raises(FileNotFoundError):
+        storage._require_first("b", "a-version")
 
 
 def test_a_name_of_which_only_a_marker_is_left_is_none(
