@@ -343,6 +343,9 @@ class BaseRig(abc.ABC):
         beside = {place: again.pop(place) for place in [*again] if place[0].startswith("transfer")}
         assert sum(again.values()) <= repeats, done
         assert max(beside.values(), default=0) <= kills, done
+        waited = min((one.at for one in done if one.step == "wait_transfers"), default=None)
+        if kills and waited is not None:  # by then all of them are noted
+            assert not [one for one in done if one.step.startswith("transfer") and one.at > waited]
 
     def assert_restores(self, kept: Kept) -> None:
         """Assert that a backup's raw disk reads back bit for bit."""

@@ -158,7 +158,8 @@ class Crew:
     def find_deeds_of_the_woken(self) -> list[Event]:
         """Return what frozen workers did after they woke.
 
-        A step that had done its work may note its end before anything can end its process.
+        A step that had done its work may note its end before anything can end its process; the
+        commit may not, for nothing else tells when it was made.
         """
         woken = {one.id: one.woken_at for one in self.members if one.woken_at is not None}
         return [
@@ -166,7 +167,11 @@ class Crew:
             for event in self.events()
             if event.worker_id in woken
             and event.at > woken[event.worker_id]
-            and (event.what == "begins" or event.at > woken[event.worker_id] + NOTE_SECONDS)
+            and not (
+                event.what == "ends"
+                and event.step != "commit"
+                and event.at <= woken[event.worker_id] + NOTE_SECONDS
+            )
         ]
 
     def latency(self, member: Member) -> float | None:

@@ -93,7 +93,7 @@ def test_two_vms_are_backed_up_at_once(world: World) -> None:
 def test_a_restore_runs_beside_a_backup(world: World) -> None:
     first = world.back_up("db")
     released = threading.Event()
-    world.spy.calls["commit"] = lambda: _assert_set(released)
+    world.spy.calls["transfer"] = lambda: _assert_set(released)
     backup_id, job_id = world.start_backup("web")
     world.until(lambda: world.job(job_id).current_phase == "transferring")
 
