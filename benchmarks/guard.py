@@ -7,9 +7,9 @@ What one processor does twice as fast as another, hashing or compressing, moves 
 results on the machine that the guard runs on.
 
 Each limit is a program of ours with a process for each core, bound by what the figure is bound by:
-the cores, or the NBD server where a disk is read and nothing new found. To
-nbdcopy and qemu-img, whose seconds follow the memory and the disk, the same tree on the same
-machine had ratios of 0.53 to 1.11 within two hours.
+the cores, or the NBD server where a disk is read and nothing new found. To nbdcopy and qemu-img,
+whose seconds follow the memory and the disk, the same tree on the same machine had ratios of 0.53
+to 1.11 within two hours.
 """
 
 import statistics

@@ -201,8 +201,8 @@ class BaseRig(abc.ABC):
 
     def find_owner(self, job_id: str) -> int:
         """Return the process that runs a job, or that may be about to."""
-        workers = self.list_workers()
-        return workers.get(self._executor_of(job_id)) or min(workers.values())
+        executor, workers = self._executor_of(job_id), self.list_workers()
+        return workers.get(executor) or min(workers.values())
 
     def has_owner(self, job_id: str) -> bool:
         """Whether the worker that runs a job exists, or the job has ended."""

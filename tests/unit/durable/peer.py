@@ -1,11 +1,14 @@
 """A process that holds a worker's file, to be frozen and killed: `FOLDER ID WAKE_SECONDS`."""
 
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from sendense.durable import process
 from sendense.durable.presence import Place
@@ -40,6 +43,13 @@ def run(
             yield running
         finally:
             running.kill()
+
+
+def freeze(running: subprocess.Popen[str]) -> None:
+    """Stop a process, and return once it is."""
+    running.send_signal(signal.SIGSTOP)
+    while psutil.Process(running.pid).status() != psutil.STATUS_STOPPED:
+        threading.Event().wait(0.01)  # ended by the test's time limit
 
 
 if __name__ == "__main__":

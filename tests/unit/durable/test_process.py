@@ -38,8 +38,7 @@ def test_a_running_thread_wakes_and_a_stopped_one_does_not(tmp_path: Path) -> No
         assert first is not None
         _until(lambda: process.count_wakes(mark) != first)
 
-        running.send_signal(signal.SIGSTOP)
-        _until(lambda: _state(running.pid) == "T")
+        peer.freeze(running)
         stopped = process.count_wakes(mark)
         threading.Event().wait(0.3)
 
@@ -106,10 +105,6 @@ def test_a_process_that_may_not_be_ended_is_told_so(
 
         assert not process.end(_mark(tmp_path), presence.path_of(tmp_path, "one"))
         assert running.poll() is None
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _until(condition: object) -> None:

@@ -2,7 +2,6 @@ import signal
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sendense.durable import lease_terms, presence, process
@@ -24,9 +23,7 @@ def _look(reaper: Reaper, times: int, *, wait_seconds: float = WAKE_SECONDS * 1.
 def test_a_frozen_worker_is_ended_and_a_running_one_is_not(tmp_path: Path) -> None:
     # The running one has a second for each wake, however busy this machine is.
     with peer.run(tmp_path, "frozen") as frozen, peer.run(tmp_path, "runs", wake_seconds=1) as runs:
-        psutil.Process(frozen.pid).suspend()
-        while psutil.Process(frozen.pid).status() != psutil.STATUS_STOPPED:
-            threading.Event().wait(0.01)
+        peer.freeze(frozen)
         reaper = Reaper(tmp_path)
 
         assert _look(reaper, lease_terms.FROZEN_LOOKS) == []
